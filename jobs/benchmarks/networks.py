@@ -1,0 +1,150 @@
+"""The networks, images and groups that the benchmarks run on; the same for every method."""
+
+import copy
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from shapray.calibration import open_images
+from shapray.coalitions import image_seed
+from shapray.config import Images, Model, Transform, digest
+from shapray.fold import fold
+from shapray.groups import Group, check_group, find_groups
+from shapray.model import build_model, weights_digest
+from shapray.network_game import NetworkGame, NetworkSplit
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+VALUE = "neg_cross_entropy"
+NETWORKS = ("resnet20", "digits")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, its images and its scorable flat groups.
+
+    Attributes:
+        folded: the network as `shapray.fold.fold` leaves it; every method evaluates this one.
+        images: (n, channels, height, width) float32, as many of every class as possible.
+        labels: (n,) int64.
+        groups: flat groups that pass the check that removing is masking, in network order.
+    """
+
+    name: str
+    folded: nn.Module
+    images: Tensor
+    labels: Tensor
+    image_ids: list[str]
+    groups: list[Group]
+    digest: str
+
+    @property
+    def example(self) -> Tensor:
+        return self.images[:1]
+
+    def split(self, group: Group, precision: str = "float32", memory: int = 2**31) -> NetworkSplit:
+        return NetworkSplit(self.folded, group, self.example, precision=precision, memory=memory)
+
+    def game(self, split: NetworkSplit, first: int = 0, last: int | None = None) -> NetworkGame:
+        return split.game(self.images[first:last], self.labels[first:last], VALUE)
+
+    def seeds(self, seed: int, group: Group) -> list[int]:
+        """A random stream per image, as a job has them."""
+        return [image_seed(seed, group.name, image_id) for image_id in self.image_ids]
+
+
+def load(name: str, n_images: int) -> Network:
+    """`resnet20` (CIFAR-10, ../shared/data) or `digits` (jobs/data) with some of its images."""
+    if name == "resnet20":
+        model = Model(
+            factory="shapray.zoo:resnet20", weights=str(DATA / "resnet20_cifar10.safetensors")
+        )
+        section = Images(
+            source="parquet", path=str(DATA / "cifar10_calibration.parquet"), limit=n_images
+        )
+        transform = Transform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    else:
+        model = Model(
+            factory="shapray.zoo:digits_cnn",
+            weights=str(ROOT / "jobs/data/digits_cnn.safetensors"),
+        )
+        section = Images(
+            source="parquet",
+            path=str(ROOT / "jobs/data/digits.parquet"),
+            where={"split": "calibration"},
+            limit=n_images,
+        )
+        transform = Transform(mode="L")
+    network = build_model(model)
+    found = open_images(section, transform, f"benchmark {name}")
+    images = found.load(0, len(found))
+    assert found.labels is not None
+    groups = [
+        group
+        for group in find_groups(network, images[:1])
+        if group.reason is None
+        and group.flat
+        and check_group(network, group, images[:4], seed=0) is None
+    ]
+    return Network(
+        name=name,
+        folded=fold(network, images[:1]),
+        images=images,
+        labels=found.labels,
+        image_ids=found.ids,
+        groups=groups,
+        digest=digest([weights_digest(network), found.digest()]),
+    )
+
+
+def selected(network: Network, patterns: Sequence[str]) -> list[Group]:
+    """The groups whose name matches one of the glob patterns."""
+    return [g for g in network.groups if any(fnmatch(g.name, pattern) for pattern in patterns)]
+
+
+def ready_tail(split: NetworkSplit) -> fx.GraphModule:
+    """The tail from the consumers' inputs on, without the product with a mask.
+
+    Returns:
+        (sides per row, input of each consumer per row) -> outputs, in the split's precision. It
+        may overwrite its inputs, but only by what a second call would put there again.
+    """
+    tail = copy.deepcopy(split.masked)
+    masks = [n for n in tail.graph.nodes if n.op == "placeholder" and n.name.startswith("mask_")]
+    for mask in masks:
+        (product,) = mask.users
+        product.replace_all_uses_with(mask)
+        tail.graph.erase_node(product)
+    tail.recompile()
+    return tail
+
+
+def ready_inputs(split: NetworkSplit, game: NetworkGame, index: Tensor) -> list[Tensor]:
+    """Inputs of `ready_tail` with every unit kept; index: (n_rows,), the image of each row."""
+    assert split.parts is not None
+    inputs = []
+    for source in (*range(len(game.low_sides)), *split.parts.sources):
+        assert source is not None, "the group is flat"
+        inputs.append(game.low_sides[source][index])
+    return inputs
+
+
+def machine() -> str:
+    """One line about what the benchmark ran on."""
+    cpu, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().split("\n\n")[0].splitlines()
+        fields = {key.strip(): text.strip() for key, _, text in (x.partition(":") for x in lines)}
+        cpu, flags = fields.get("model name", cpu), fields.get("flags", "")
+    wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags.split()]
+    return (
+        f"{cpu} ({', '.join(wide) or 'no wide instructions known'}), "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )

@@ -1,0 +1,109 @@
+"""Plots of the benchmarks, from the rows of their results."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from jobs.benchmarks.results import Row
+
+mpl.use("Agg")
+COLUMNS = 5
+STYLES = {
+    "shapray": ("black", "o-"),
+    "shapray, hybrid": ("black", "^:"),
+    "shapray, bfloat16": ("tab:purple", "*"),
+    "plain antithetic": ("tab:gray", "s--"),
+    "shared permutations": ("tab:red", "v-"),
+    "Captum ShapleyValueSampling": ("tab:orange", "d-"),
+    "shapiq permutation": ("tab:cyan", "x-"),
+    "shapiq KernelSHAP, paired": ("tab:blue", "P-"),
+    "shapiq SVARM, paired": ("tab:green", "+-"),
+}
+
+
+def _panels(rows: Iterable[Row]) -> tuple[Figure, dict[tuple[str, str], tuple[Axes, list[Row]]]]:
+    of_group: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        of_group[row["network"], row["group"]].append(row)
+    n_lines = -(-len(of_group) // COLUMNS)
+    figure = Figure(figsize=(3.2 * COLUMNS, 2.7 * n_lines + 0.6), layout="constrained")
+    axes = figure.subplots(n_lines, COLUMNS, squeeze=False).ravel()
+    for unused in axes[len(of_group) :]:
+        unused.set_axis_off()
+    names = sorted(of_group, key=lambda key: (key[0] != "resnet20", key))
+    return figure, {name: (ax, of_group[name]) for name, ax in zip(names, axes)}
+
+
+def plot_estimators(rows: list[Row], folder: Path) -> None:
+    """estimators_evaluations.png and estimators_seconds.png: a panel per group.
+
+    A grey line marks the reference's own error, which is subtracted from all others.
+    """
+    for key, label in (("evaluations_per_image", "evaluations / image"), ("seconds", "s / image")):
+        figure, panels = _panels(rows)
+        for (network, group), (ax, found) in panels.items():
+            n_images = min(row["n_images"] for row in found)
+            for method, (color, style) in STYLES.items():
+                points = defaultdict(list)
+                for row in found:
+                    if row["method"] == method and row["n_images"] == n_images:
+                        points[row["permutations"]].append(row)
+                line = [
+                    (
+                        np.median([row[key] for row in part])
+                        / (n_images if key == "seconds" else 1),
+                        np.mean([row["error"] - row["reference_error"] for row in part]),
+                    )
+                    for _, part in sorted(points.items())
+                ]
+                if line:
+                    x, y = np.array(line).T
+                    ax.plot(x, y, style, color=color, label=method, markersize=4, linewidth=1)
+            ax.set_xscale("log", base=2 if key == "evaluations_per_image" else 10)
+            ax.set(yscale="log", xlabel=label)
+            if key == "evaluations_per_image":
+                ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set_title(f"{network} {group}, {n_images} images", fontsize=9)
+            lowest = [row["reference_error"] for row in found if row["n_images"] == n_images]
+            if lowest[0] > 0:
+                ax.axhline(lowest[0], color="lightgray", linewidth=0.8, zorder=0)
+            errors = [row["error"] for row in found]
+            ax.set_ylim(min(errors) / 3, min(max(errors), 30))  # a failed regression is off scale
+        figure.supylabel("relative squared error", fontsize=9)
+        seen = {
+            label: handle
+            for ax, _ in panels.values()
+            for handle, label in zip(*ax.get_legend_handles_labels())
+        }
+        order = [method for method in STYLES if method in seen]
+        handles = [seen[method] for method in order]
+        figure.legend(handles, order, loc="outside upper center", ncols=5, fontsize=8)
+        figure.savefig(folder / f"estimators_{key.split('_')[0]}.png", dpi=80)
+
+
+def plot_throughput(rows: list[Row], folder: Path) -> None:
+    """throughput.png: coalitions/s over the plain forward's, per group and precision."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    ax = figure.subplots()
+    rows = [row for row in rows if row["what"] == "chains"]
+    names = list(dict.fromkeys((row["network"], row["group"]) for row in rows))
+    for shift, precision in ((-0.2, "float32"), (0.2, "bfloat16")):
+        heights = {
+            (row["network"], row["group"]): row["ratio"]
+            for row in rows
+            if row["precision"] == precision
+        }
+        at = [i + shift for i, name in enumerate(names) if name in heights]
+        ax.bar(at, [heights[name] for name in names if name in heights], 0.4, label=precision)
+    ax.axhline(1, color="black", linewidth=0.8)
+    ax.set_xticks(range(len(names)), [f"{n}\n{g}" for n, g in names], fontsize=7)
+    ax.set(yscale="log", ylabel="coalitions/s ÷ rows/s of the plain tail forward")
+    ax.legend()
+    figure.savefig(folder / "throughput.png", dpi=80)

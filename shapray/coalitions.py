@@ -1,0 +1,96 @@
+"""Coalitions: seeds, antithetic permutations, prefixes, subsets and their Shapley weights."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def image_seed(seed: int, group: str, image_id: str) -> int:
+    """Seed of one image's random stream in one group.
+
+    It depends on nothing else, so neither the number of workers nor the place of a task shows in
+    the scores.
+
+    Returns:
+        an integer of 128 bits.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{group}\0{image_id}".encode()).digest()[:16])
+
+
+def antithetic_permutations(n_players: int, n_permutations: int, seed: int) -> np.ndarray:
+    """Independent uniform permutations, each followed by its reverse.
+
+    A longer draw with the same seed begins with the shorter one.
+
+    Args:
+        n_players: length of a permutation.
+        n_permutations: how many; even, as they come in pairs.
+        seed: of the stream (see `image_seed`).
+    Returns:
+        (n_permutations, n_players) int64; row 2i+1 is row 2i backwards.
+    Source: Mitchell et al. 2022, "Sampling Permutations for Shapley Value Estimation", section 4.2.
+    """
+    assert n_permutations % 2 == 0
+    random = np.random.Generator(np.random.Philox(key=seed))
+    forward = random.random((n_permutations // 2, n_players)).argsort(axis=1)
+    return np.stack([forward, forward[:, ::-1]], axis=1).reshape(n_permutations, n_players)
+
+
+def prefix_coalitions(orders: Tensor, n_players: int) -> Tensor:
+    """The coalitions met while players join one after the other.
+
+    Args:
+        orders: (n_chains, length) int64, the player that joins at each step; -1 where nobody does.
+        n_players: columns of the result.
+    Returns:
+        (n_chains, length + 1, n_players) bool, the empty coalition first.
+    """
+    n_chains, length = orders.shape
+    joins = torch.zeros(n_chains, length + 1, n_players + 1, dtype=torch.bool)
+    # the extra last column takes the -1 entries
+    joins[:, 1:].scatter_(2, orders.where(orders >= 0, n_players)[:, :, None], True)
+    return joins[:, :, :n_players].cumsum(1) > 0
+
+
+def all_subsets(n_players: int, start: int = 0, stop: int | None = None) -> Tensor:
+    """Coalitions `start` to `stop` of all: (n, n_players) bool; row i holds player j if bit j of
+    start + i is set."""
+    numbers = torch.arange(start, 2**n_players if stop is None else min(stop, 2**n_players))
+    return (numbers[:, None] >> torch.arange(n_players)) & 1 > 0
+
+
+def shapley_weights(n_players: int) -> Tensor:
+    """Weight of a marginal contribution to a coalition of each size, |S|! (n - |S| - 1)! / n!.
+
+    Computed in log space, as the factorials overflow.
+
+    Returns:
+        (n_players,) float64, by the size of the coalition that is joined.
+    Source: Shapley 1953.
+    """
+    size = torch.arange(n_players, dtype=torch.float64)
+    log_weight = (size + 1).lgamma() + (n_players - size).lgamma()
+    return (log_weight - torch.tensor(n_players + 1.0, dtype=torch.float64).lgamma()).exp()
+
+
+def repeated(orders: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Finds the prefixes whose coalition an earlier prefix of the same image has met already.
+
+    Args:
+        orders: (n_chains, longest) int64, -1 behind a chain's end.
+        images: (n_chains,) int64, the image each chain belongs to.
+    Returns:
+        (n_chains, longest + 1) int64, flat position of the first prefix with the same coalition:
+        its own where the coalition is new.
+    """
+    # A coalition's key is the wrapping sum of its members' random 64-bit codes (Zobrist hashing).
+    random = np.random.Generator(np.random.Philox(key=0))
+    codes = random.integers(0, 2**64, size=int(orders.max(initial=0)) + 2, dtype=np.uint64)
+    codes[-1] = 0  # what -1 picks
+    keys = np.zeros((len(orders), orders.shape[1] + 1), np.uint64)
+    np.cumsum(codes[orders], axis=1, out=keys[:, 1:])
+    keys += (images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))[:, None]
+    _, first, inverse = np.unique(keys.ravel(), return_index=True, return_inverse=True)
+    return first[inverse].reshape(keys.shape)

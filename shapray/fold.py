@@ -1,0 +1,60 @@
+"""A network as a torch.fx graph that is quick to run in parts."""
+
+import copy
+import operator
+import warnings
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+TRACE_TOLERANCE = 1e-4  # relative, of the outputs
+
+
+def fold(model: nn.Module, example: Tensor) -> nn.Module:
+    """The network as a torch.fx graph with its BatchNorms folded into the convolutions.
+
+    Args:
+        model: any network; left as it is.
+        example: (1, channels, height, width).
+    Returns:
+        an fx.GraphModule in channels-last layout; or a plain copy, after a warning, if the network
+        cannot be traced.
+    """
+    model = copy.deepcopy(model).eval()
+    try:
+        folded = fuse(model)
+        assert isinstance(folded, fx.GraphModule)
+        _make_out_of_place(folded)
+        folded = folded.to(memory_format=torch.channels_last).eval()
+        with torch.inference_mode():
+            expected, found = model(example), folded(example)
+            error = ((expected - found).abs().max() / expected.abs().max()).item()
+        if not error <= TRACE_TOLERANCE:  # nan fails too
+            raise ValueError(f"the traced network differs by {error:.2g} in its outputs")
+    except Exception as error:  # tracing runs the user's forward: it may raise anything
+        warnings.warn(
+            f"torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {error}); "
+            "every coalition runs the whole network, which is slower",
+            stacklevel=2,
+        )
+        return model
+    return folded
+
+
+def _make_out_of_place(module: fx.GraphModule) -> None:
+    """Cached tensors are read again: nothing may overwrite its input."""
+    for child in module.modules():
+        if "inplace" in vars(child):
+            vars(child)["inplace"] = False
+    for node in module.graph.nodes:
+        if node.op not in ("output", "placeholder") and not node.users:
+            raise ValueError(f"nobody reads {node.name}, which may change its input in place")
+        if node.op == "call_method" and node.target == "view":
+            node.target = "reshape"  # channels-last tensors cannot always be viewed
+        if node.op == "call_function":
+            if node.target is operator.iadd:
+                node.target = operator.add
+            if node.kwargs.get("inplace"):
+                node.kwargs = {**node.kwargs, "inplace": False}
+    module.recompile()

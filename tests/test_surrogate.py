@@ -1,0 +1,187 @@
+"""The surrogate as control variate: unbiased, honest about its error, and smaller errors."""
+
+import functools
+
+import brute_force
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from shapray.coalitions import image_seed
+from shapray.config import Score
+from shapray.estimators import estimate
+from shapray.game import Game
+from shapray.values import Value
+
+
+class Logits(Game):
+    """Copies of one random game whose outputs are logits of the coalition.
+
+    Args:
+        interaction: strength of the products of two players in the logits, and of what has no
+            structure at all (a random number per coalition); the affine part has strength 2.
+        with_surrogate: whether estimators may know the logits.
+    """
+
+    def __init__(
+        self,
+        n_players: int,
+        n_images: int,
+        *,
+        affine: float = 2.0,
+        interaction: float = 0.0,
+        noise: float = 0.0,
+        n_outputs: int = 4,
+        with_surrogate: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.n_players, self.with_surrogate = n_players, with_surrogate
+        random = np.random.default_rng(seed)
+        masks = brute_force.subsets(n_players).astype(float)
+        pairs = np.einsum("ri,rj->rij", masks, masks).reshape(len(masks), -1)
+        effects = random.normal(size=(n_players, n_outputs)) / np.sqrt(n_players)
+        products = random.normal(size=(n_players**2, n_outputs)) / n_players
+        table = (
+            affine * masks @ effects
+            + interaction * pairs @ products
+            + noise * random.normal(size=(len(masks), n_outputs))
+        )
+        self.table = torch.from_numpy(table)
+        self.active = torch.ones(n_images, n_players, dtype=torch.bool)
+        self.reference = self.table[[0, -1]].expand(n_images, 2, n_outputs)
+        labels = torch.zeros(n_images, dtype=torch.int64)
+        self._value = Value("neg_cross_entropy", labels, self.reference[:, 1])
+        every = torch.zeros(len(table), dtype=torch.int64)
+        self.known = brute_force.shapley(self._value(every, self.table).numpy())
+
+    def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        return self.table[(coalitions * 2 ** torch.arange(self.n_players)).sum(1)]
+
+    def value(self, images: Tensor, outputs: Tensor) -> Tensor:
+        return self._value(images, outputs)
+
+    def surrogate(self):
+        return self._value.pooled() if self.with_surrogate else None
+
+
+def sample(game: Logits, n_permutations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard errors, (n_images, n_players) each."""
+    score = Score(estimator="permutation", permutations=n_permutations)
+    seeds = [image_seed(0, "logits", str(image)) for image in range(len(game.active))]
+    found = estimate(game, score, seeds)
+    return np.stack([f.shapley_value for f in found]), np.stack([f.standard_error for f in found])
+
+
+def mean_squared_error(n_permutations: int, **settings) -> tuple[float, float]:
+    """Without and with the surrogate, on the same permutations."""
+    both = []
+    for with_surrogate in (False, True):
+        game = Logits(with_surrogate=with_surrogate, **settings)
+        both.append(float(((sample(game, n_permutations)[0] - game.known) ** 2).mean()))
+    return both[0], both[1]
+
+
+KINDS = {
+    "affine": {},
+    "interacting": {"interaction": 0.2},
+    "rough": {"interaction": 1.0, "noise": 1.0},
+}
+N_REPEATS = 600
+
+
+@functools.cache
+def repeats(kind: str, n_permutations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Many values and standard errors of a game, and its exact values."""
+    game = Logits(9, N_REPEATS, **KINDS[kind])
+    return *sample(game, n_permutations), game.known
+
+
+@pytest.mark.parametrize("n_permutations", [4, 8, 20])
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_on_average(kind, n_permutations):
+    values, _, known = repeats(kind, n_permutations)
+    spread = values.std(0, ddof=1)
+    bound = 4 * spread / np.sqrt(N_REPEATS)
+    assert (np.abs(values.mean(0) - known) < bound).all()
+
+
+@pytest.mark.parametrize("n_permutations", [4, 8, 20])
+@pytest.mark.parametrize("kind", KINDS)
+def test_standard_errors_are_those_of_the_sampling(kind, n_permutations):
+    values, errors, known = repeats(kind, n_permutations)
+    # all but an unknown part of the error is independent between two pairs' fits
+    least = 0.7 if n_permutations == 4 else 0.8
+    assert least < (errors**2).mean() / ((values - known) ** 2).mean() < 1.25
+
+
+@pytest.mark.parametrize("n_permutations", [2, 4, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_efficiency(kind, n_permutations):
+    game = Logits(9, 20, **KINDS[kind])
+    values, _ = sample(game, n_permutations)
+    ends = game.value(torch.zeros(2, dtype=torch.int64), game.table[[0, -1]])
+    np.testing.assert_allclose(values.sum(1), (ends[1] - ends[0]).item(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_outputs", [4, 40])
+def test_far_smaller_errors_where_the_outputs_are_affine(n_outputs):
+    plain, fitted = mean_squared_error(8, n_players=10, n_images=60, n_outputs=n_outputs)
+    assert fitted < 0.15 * plain
+
+
+def test_smaller_errors_where_players_interact():
+    plain, fitted = mean_squared_error(16, n_players=10, n_images=60, interaction=0.2)
+    assert fitted < 0.4 * plain
+
+
+@pytest.mark.parametrize("n_permutations", [4, 8, 32])
+def test_no_larger_errors_where_nothing_can_be_learnt(n_permutations):
+    plain, fitted = mean_squared_error(
+        n_permutations, n_players=9, n_images=300, affine=0.0, noise=1.0
+    )
+    assert fitted < 1.05 * plain
+
+
+def test_outputs_that_do_not_depend_on_the_coalition():
+    values, errors = sample(Logits(6, 3, affine=0.0), 8)
+    assert np.abs(values).max() < 1e-12
+    assert np.abs(errors).max() < 1e-12
+
+
+@pytest.mark.parametrize("n_players", [1, 2, 3])
+def test_few_players(n_players):
+    """Fewer coalitions than coefficients of the fit."""
+    game = Logits(n_players, 50, interaction=1.0)
+    values, errors = sample(game, 8)
+    assert np.isfinite(errors).all()
+    spread = values.std(0, ddof=1) / np.sqrt(len(values))
+    assert (np.abs(values.mean(0) - game.known) < 4 * spread + 1e-9).all()
+
+
+def test_an_image_is_corrected_by_its_own_chains_only():
+    game = Logits(9, 6, interaction=1.0)
+    together = sample(game, 8)
+    game.active[[1, 4], 3:] = False  # chains of other lengths beside it
+    beside = sample(game, 8)
+    for image in (0, 2, 3, 5):
+        np.testing.assert_array_equal(together[0][image], beside[0][image])
+        np.testing.assert_array_equal(together[1][image], beside[1][image])
+
+
+def test_null_players_take_no_part_in_the_fit():
+    game = Logits(9, 300)
+    kept = np.setdiff1d(np.arange(9), [2, 5])
+    numbers = brute_force.subsets(9)[:, kept] @ 2**kept  # of the coalition without 2 and 5
+    game.table = game.table[numbers]
+    game.active[:, [2, 5]] = False
+    game.reference = game.table[[0, -1]].expand(300, 2, 4)
+    values, errors = sample(game, 8)
+    known = brute_force.shapley(
+        game.value(torch.zeros(2**9, dtype=torch.int64), game.table).numpy()
+    )
+    assert (values[:, [2, 5]] == 0).all()
+    assert (errors[:, [2, 5]] == 0).all()
+    assert (errors[:, kept] > 0).all()
+    bound = 4 * values[:, kept].std(0, ddof=1) / np.sqrt(len(values))
+    assert (np.abs(values.mean(0) - known)[kept] < bound).all()
