@@ -4,8 +4,10 @@ Each ``open_*`` reads what is needed to choose images (ids, labels) and returns 
 reader fetches the pixels later: readers are small, picklable, and keep no file open.
 """
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
 from pathlib import PurePosixPath
@@ -23,6 +25,7 @@ from .model import import_callable
 from .retry import passes, patiently
 
 DEFAULT_ID_COLUMN = Images.model_fields["id_column"].default
+KEPT_BYTES = 2**24  # of encoded images, per set
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
@@ -77,8 +80,43 @@ def _filesystem(url: str, key: str) -> tuple[Any, str, str]:
     return fs, path.rstrip("/"), url
 
 
+class _PatientFile(io.RawIOBase):
+    """A file that is read in parts, each asked for again by itself while the storage stumbles: of
+    many requests some always fail, and all of them would have to be made again."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self.file.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self.file.seek(offset, whence))
+
+    def read(self, size: int = -1) -> bytes:
+        start = self.tell()
+
+        def again() -> bytes:
+            self.file.seek(start)
+            return bytes(self.file.read(size))
+
+        return patiently(again)
+
+
+@contextmanager
+def _opened(fs: Any, path: str) -> Iterator[_PatientFile]:
+    with patiently(lambda: fs.open(path, "rb")) as file:
+        yield _PatientFile(file)
+
+
 class ParquetReader:
-    """Reads the image column a row group at a time; the last two groups read are kept."""
+    """Reads the image column a row group at a time; the last ones read are kept, two at least."""
 
     def __init__(self, url: str, column: str, groups: list[tuple[str, int]], starts: list[int]):
         self.url = url
@@ -105,17 +143,20 @@ class ParquetReader:
 
     def _fetch(self, group: int) -> pa.ChunkedArray:
         if group not in self.cache:
-            while len(self.cache) >= 2:
-                del self.cache[next(iter(self.cache))]
             path, index_in_file = self.groups[group]
             fs, _ = fsspec.core.url_to_fs(self.url)
-            with fs.open(path, "rb") as file:
+            with _opened(fs, path) as file:
                 table = pq.ParquetFile(file).read_row_group(index_in_file, columns=[self.column])
             column = table.column(0)
             if pa.types.is_struct(column.type):  # Hugging Face: {bytes, path}
                 column = pc.struct_field(column, "bytes")
+            while len(self.cache) >= 2 and self._kept_bytes() + column.nbytes > KEPT_BYTES:
+                del self.cache[next(iter(self.cache))]
             self.cache[group] = column
         return self.cache[group]
+
+    def _kept_bytes(self) -> int:
+        return sum(column.nbytes for column in self.cache.values())
 
 
 def _open_parquet(images: Images, key: str) -> Listing:
@@ -130,7 +171,7 @@ def _open_parquet(images: Images, key: str) -> Listing:
     starts = [0]
     tables = []
     for name in files:
-        with fs.open(name, "rb") as file:
+        with _opened(fs, name) as file:
             try:
                 parquet = pq.ParquetFile(file)
             except pa.ArrowInvalid as error:
@@ -215,11 +256,19 @@ class FolderReader:
     def read(self, rows: Sequence[int], ids: Sequence[str]) -> list[Any]:
         fs, root = fsspec.core.url_to_fs(self.url)
         paths = [f"{root.rstrip('/')}/{image_id}" for image_id in ids]
-        contents = fs.cat_ranges(paths, None, None)  # all at once on object stores
-        for content in contents:
-            if isinstance(content, Exception):
-                raise content
-        return contents
+        found: dict[str, bytes] = {}
+
+        def fetch() -> None:
+            missing = [path for path in paths if path not in found]
+            # all at once on object stores
+            contents = dict(zip(missing, fs.cat_ranges(missing, None, None)))
+            found.update((p, c) for p, c in contents.items() if not isinstance(c, Exception))
+            for content in contents.values():
+                if isinstance(content, Exception):
+                    raise content
+
+        patiently(fetch)
+        return [found[path] for path in paths]
 
     def place(self, row: int, image_id: str) -> str:
         return f"{without_credentials(self.url).rstrip('/')}/{image_id}"

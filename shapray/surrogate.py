@@ -79,7 +79,9 @@ def corrected(images: Sequence[ImageChains]) -> list[tuple[Tensor, Tensor]]:
         per image, mean and standard error, (k,) float64 each; the error is NaN from a single pair.
     """
     corrections = [_Correction(chains) for chains in images]
-    return [own.finish([other for other in corrections if other is not own]) for own in corrections]
+    every = [correction.totals for correction in corrections if correction.totals is not None]
+    together = torch.stack(every).sum(0) if len(every) > 1 else None
+    return [correction.finish(together) for correction in corrections]
 
 
 class _Correction:
@@ -88,45 +90,54 @@ class _Correction:
     def __init__(self, chains: ImageChains) -> None:
         self.plain = _pair_means(marginals(chains.orders, chains.values))
         self.fits: list[_Fit] = []
+        self.totals: Tensor | None = None  # see `_totals`
         n_pairs, k = self.plain.shape
         fits = chains.outputs is not None and chains.value is not None and k <= MAX_PLAYERS
         if n_pairs > 1 and fits:
             equations = _Equations(chains)
             self.fits = [_Fit(equations, ridge) for ridge in (AFFINE, INTERACTION)]
             self.explained = torch.stack([fit.along_own_chains() for fit in self.fits])
+            self.totals = _totals(self.plain, self.explained)
 
-    def finish(self, others: list["_Correction"]) -> tuple[Tensor, Tensor]:
-        """Mean and standard error; the other images say which fit to use if this one cannot."""
+    def finish(self, together: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and standard error.
+
+        Args:
+            together: the totals of all images, this one among them; where this image cannot say
+                which fit to use, the others do. None if there are no others.
+        """
         n_pairs = len(self.plain)
         if n_pairs == 1:
             return self.plain[0], torch.full_like(self.plain[0], torch.nan)
         pairs, variance = self.plain, torch.zeros_like(self.plain[0])
-        for fit, own, share in zip(self.fits, *self._fits_and_shares(others), strict=True):
+        for fit, own, share in zip(self.fits, *self._fits_and_shares(together), strict=True):
             if share.any():
                 expected, noise = fit.expectation()
                 pairs = pairs + share[:, None] * (expected - own)
                 variance = variance + share.mean() ** 2 * noise
         return pairs.mean(0), (pairs.var(0) / n_pairs + variance).sqrt()
 
-    def _fits_and_shares(self, others: list["_Correction"]) -> tuple[Tensor, Tensor]:
+    def _fits_and_shares(self, together: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self.fits:
             return self.plain.new_empty(0), self.plain.new_empty(0)
         if len(self.plain) > 2:
             return self.explained, _shares(*_left_out(self.plain, self.explained))
         # With two pairs, one says nothing about spread, and a choice that looks at both is biased.
-        sums = [_totals(other.plain, other.explained) for other in others if other.fits]
-        if not sums:
+        if together is None:
             return self.explained, self.plain.new_zeros(len(self.fits), 2)
-        spread, common, squares = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
-        share = _shares(spread, common[:, None], squares[:, None])
+        assert self.totals is not None
+        spread, common, squares = together - self.totals
+        share = _shares(spread[:1], common[:, None], squares[:, None])
         return self.explained, share.expand(-1, 2)
 
 
-def _totals(plain: Tensor, explained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of squares and products of deviations: (1,), (n_fits,), (n_fits,)."""
+def _totals(plain: Tensor, explained: Tensor) -> Tensor:
+    """Sums of squared deviations of the plain pairs, of products and of squared explained ones:
+    (3, n_fits), the first the same in all columns."""
     plain, explained = plain - plain.mean(0), explained - explained.mean(1, keepdim=True)
     products = (plain * explained).sum((1, 2))
-    return (plain**2).sum().reshape(1), products, (explained**2).sum((1, 2))
+    squares = (explained**2).sum((1, 2))
+    return torch.stack([(plain**2).sum().expand_as(squares), products, squares])
 
 
 def _left_out(plain: Tensor, explained: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -102,6 +102,9 @@ def faulty_s3() -> Iterator[FaultyS3]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "sEcReT/KeY")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv(
+            "AWS_MAX_ATTEMPTS", "1"
+        )  # the patience is to be this package's, not botocore's
         fs = fsspec.filesystem("s3")
         fs.clear_instance_cache()
         fsspec.filesystem("s3").makedirs(BUCKET, exist_ok=True)  # moto keeps it

@@ -96,21 +96,17 @@ def places(cluster, n_workers, folder):
 
 def test_workers_are_put_where_their_resources_are(nodes, tmp_path):
     first = nodes.add_node(num_cpus=2, num_gpus=2, object_store_memory=STORE).node_id
-    second = nodes.add_node(num_cpus=3, num_gpus=1, object_store_memory=STORE).node_id
+    second = nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE).node_id
 
     whole = places(Cluster(gpus_per_worker="auto"), 3, tmp_path)
     assert sorted((node, gpu) for _, node, gpu, _ in whole) == sorted(
         [(first, "0"), (first, "1"), (second, "0")]
     )
-    # the first node has GPUs for 6, but only 2 CPUs
-    thirds = places(Cluster(gpus_per_worker=1 / 3), 5, tmp_path)
-    assert [gpu for _, node, gpu, _ in thirds if node == second] == ["0", "0", "0"]
-    [both] = places(Cluster(gpus_per_worker=2), 1, tmp_path)
-    assert both[1:3] == (first, "0,1")
-    wide = places(Cluster(gpus_per_worker=0, cpus_per_worker=2), 2, tmp_path)
-    assert sorted((node, threads) for _, node, _, threads in wide) == sorted(
-        [(first, "2"), (second, "2")]
-    )
+    # the first node has GPUs for 4, but only 2 CPUs
+    halves = places(Cluster(gpus_per_worker=0.5), 4, tmp_path)
+    assert [gpu for _, node, gpu, _ in halves if node == second] == ["0", "0"]
+    [both] = places(Cluster(gpus_per_worker=2, cpus_per_worker=2), 1, tmp_path)
+    assert both[1:] == (first, "0,1", "2")
     with pytest.raises(JobError, match=r"needs 1 CPU, 3 GPU on one node.*2 CPU, 2 GPU"):
         RayPool(Witness, Cluster(gpus_per_worker=3))
 
