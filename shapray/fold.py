@@ -52,9 +52,19 @@ def _make_out_of_place(module: fx.GraphModule) -> None:
             raise ValueError(f"nobody reads {node.name}, which may change its input in place")
         if node.op == "call_method" and node.target == "view":
             node.target = "reshape"  # channels-last tensors cannot always be viewed
+        if node.op == "call_method" and hasattr(Tensor, _out_of_place(node.target)):
+            node.target = _out_of_place(node.target)
         if node.op == "call_function":
+            name = _out_of_place(getattr(node.target, "__name__", ""))
+            if getattr(torch, f"{name}_", None) is node.target:
+                node.target = getattr(torch, name)
             if node.target is operator.iadd:
                 node.target = operator.add
             if node.kwargs.get("inplace"):
                 node.kwargs = {**node.kwargs, "inplace": False}
     module.recompile()
+
+
+def _out_of_place(name: str) -> str:
+    """``mul_`` -> ``mul``; others stay."""
+    return name if name.endswith("__") else name.removesuffix("_")

@@ -63,7 +63,7 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     except Exception as error:  # whatever torch-pruning meets in a network that it cannot read
         raise JobError(
             f"model.factory: the network's dependency graph cannot be built with one image of "
-            f"shape {tuple(example.shape)}: {_one_line(error)}"
+            f"shape {tuple(example.shape)}: {one_line(error)}"
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -116,19 +116,11 @@ class _Finder:
         prune_root = self.graph.get_pruner_of_module(root).prune_out_channels
         try:
             items = self.graph.get_pruning_group(root, prune_root, list(range(n_units))).items
+            named = self._named(items)
+            consumers = self._consumers(named)
         except Exception as error:  # whatever torch-pruning meets in a layer that it misreads
-            return replace(group, reason=f"no dependency graph: {_one_line(error)}"), {}
+            return replace(group, reason=f"no dependency graph: {one_line(error)}"), {}
 
-        named = [
-            (self.names[id(item.dep.target.module)][0], item)
-            for item in items
-            if id(item.dep.target.module) in self.names  # else an operation or a bare parameter
-        ]
-        consumers = [
-            _consumer(reader, item.dep.target.module, item.idxs, item.root_idxs)
-            for reader, item in named
-            if self._is_reader(item) and isinstance(item.dep.target.module, nn.Conv2d | nn.Linear)
-        ]
         group = replace(
             group,
             modules=tuple(sorted({member for member, _ in named}, key=self._position)),
@@ -137,6 +129,20 @@ class _Finder:
         obstacle = next(self._obstacles(group, items), None)
         out_channels = {m: list(item.idxs) for m, item in named if not self._is_reader(item)}
         return replace(group, reason=obstacle), out_channels
+
+    def _named(self, items: Sequence[Any]) -> list[tuple[str, Any]]:
+        return [
+            (self.names[id(item.dep.target.module)][0], item)
+            for item in items
+            if id(item.dep.target.module) in self.names  # else an operation or a bare parameter
+        ]
+
+    def _consumers(self, named: Sequence[tuple[str, Any]]) -> list[Consumer]:
+        return [
+            _consumer(reader, item.dep.target.module, item.idxs, item.root_idxs)
+            for reader, item in named
+            if self._is_reader(item) and isinstance(item.dep.target.module, nn.Conv2d | nn.Linear)
+        ]
 
     def _position(self, name: str) -> int:
         return self.position[name]
@@ -181,7 +187,7 @@ def _consumer(
     return Consumer(name, tuple(unit_of_channel))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
@@ -234,8 +240,8 @@ def _flow_by_autograd(model: nn.Module, example: Tensor) -> _Upstream:
 
     def record(name: str) -> Any:
         # The input's node is taken before the call: an in-place layer would replace it.
-        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs.append(args[0].grad_fn if args else None)
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs.append((args[0] if args else kwargs["input"]).grad_fn)
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
             calls.append((name, inputs.pop(), output.grad_fn))
@@ -246,7 +252,10 @@ def _flow_by_autograd(model: nn.Module, example: Tensor) -> _Upstream:
     handles = []
     for name, layer in layers.items():
         before, after = record(name)
-        handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+        handles += [
+            layer.register_forward_pre_hook(before, with_kwargs=True),
+            layer.register_forward_hook(after),
+        ]
     with torch.inference_mode(False), torch.enable_grad():
         result = model(example.detach().clone())  # held: the nodes live as long as their tensors
     for handle in handles:
@@ -336,7 +345,7 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
             try:
                 pruned = prune_model(model, images[:1], {group.name: units})(images)
             except Exception as error:  # a misread network fails in any way; the job goes on
-                return f"pruning fails: {_one_line(error)}"
+                return f"pruning fails: {one_line(error)}"
         removed = f"with {len(units)} of {group.n_units} units removed"
         if pruned.shape != masked.shape:
             found, right = tuple(pruned.shape), tuple(masked.shape)

@@ -18,7 +18,7 @@ from shapray.config import MAX_EXACT_PLAYERS, TABLE_FORMAT, Job, JobError
 from shapray.credentials import without_credentials
 from shapray.estimators import is_exact, n_sampled
 from shapray.fold import fold
-from shapray.groups import Group, check_group, find_groups
+from shapray.groups import Group, check_group, find_groups, one_line
 from shapray.model import build_model, weights_digest
 from shapray.network_game import NetworkSplit, check_split
 from shapray.store import GROUPS, RunDirectory
@@ -103,6 +103,8 @@ def plan(inputs: Setup) -> Plan:
     images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
     with torch.inference_mode():
         n_classes = model(images[:1]).shape[1]
+    if n_classes == 1 and job.score.value == "logit_margin":
+        raise JobError("score.value: logit_margin needs two outputs to compare; the network has 1")
     check_labels(calibration, n_classes, "data.calibration")
     check_labels(inputs.evaluation, n_classes, "data.evaluation")
 
@@ -115,9 +117,12 @@ def plan(inputs: Setup) -> Plan:
         elif reason is None:
             reason = check_group(model, group, images, job.score.seed)
         if reason is None:
-            split = NetworkSplit(folded, group, images[:1])
-            tail_macs[group.name] = split.tail_macs
-            reason = check_split(split, model, images, job.score.seed)
+            try:
+                split = NetworkSplit(folded, group, images[:1])
+                tail_macs[group.name] = split.tail_macs
+                reason = check_split(split, model, images, job.score.seed)
+            except Exception as error:  # an operation that the tail cannot have; the job goes on
+                reason = f"its tail does not run: {one_line(error)}"
         groups.append(replace(group, reason=reason))
     scored = tuple(group for group in groups if group.reason is None)
     if not scored:
@@ -137,6 +142,7 @@ def fingerprint_parts(inputs: Setup, precision: str) -> dict[str, Any]:
     """
     job = inputs.job
     score = job.score.model_dump(mode="json", exclude={"groups", "precision"})
+    together = job.score.permutations == 4 or job.score.target_standard_error is not None
     return {
         "model.factory": job.model.factory,
         "model.kwargs": without_credentials(job.model.kwargs),
@@ -145,6 +151,9 @@ def fingerprint_parts(inputs: Setup, precision: str) -> dict[str, Any]:
         **{f"score.{key}": value for key, value in score.items()},
         "score.precision": precision,
         "cluster.images_per_task": job.cluster.images_per_task,
+        # The memory decides how many images are estimated together, and with two pairs, or where a
+        # target says how many, images look at each other.
+        **({"cluster.memory_per_worker": job.cluster.memory_per_worker} if together else {}),
         "table_format": TABLE_FORMAT,
     }
 

@@ -122,6 +122,9 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
                 pending.append(source)
     sides = [n for n in nodes if n not in tail and any(user in tail for user in n.users)]
 
+    if group.flat and any(call.args[0] not in sides for call in calls):
+        raise UnsplittableError("what a consumer reads does not belong to one image each")
+
     masked = _subgraph(folded, sides, output)
     _mask_consumers(masked, calls, len(sides))
     entries = _entries(folded, calls, by_module, sides, group)
@@ -292,12 +295,19 @@ def _reuse_memory(module: fx.GraphModule) -> None:
         if _is_relu(module, node):
             # as a function: the module may be called elsewhere on a value that must stay
             node.op, node.target, node.kwargs = "call_function", torch.relu_, {}
-        elif node.target is operator.add and first.op != "placeholder":
+        elif node.target is operator.add and first.op != "placeholder" and _alike(node, first):
             node.target = operator.iadd
         else:
             continue
         fresh.add(node)
     module.recompile()
+
+
+def _alike(node: fx.Node, other: fx.Node) -> bool:
+    """Same shape and type: a sum with what is larger has no room in the smaller."""
+    metas = [n.meta.get("tensor_meta") for n in (node, other)]
+    shapes = [(getattr(meta, "shape", None), getattr(meta, "dtype", None)) for meta in metas]
+    return shapes[0] == shapes[1] and None not in shapes[0]
 
 
 def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:

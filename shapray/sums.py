@@ -40,7 +40,8 @@ class SummedGame:
         self.entries, self.tail = parts.entries, tail
         self.sides, self.n_players = sides, n_players
         self.tail_sides = [low_sides[i] for i in parts.summed_sides]
-        self.dtype, self.device = low_sides[0].dtype, low_sides[0].device
+        self.dtype = next(side.dtype for side in low_sides if side.is_floating_point())
+        self.device = low_sides[0].device
         self.images_at_once = max(1, table_room // table_bytes(parts, n_players))
 
     def _contributions(self, images: slice) -> list[tuple[Tensor, Tensor]]:

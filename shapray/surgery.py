@@ -144,7 +144,8 @@ def load_pruned(run_dir: str) -> nn.Module:
             f"run directory {folder}: run.json or plan.json is damaged: {error}"
         ) from error
 
-    model = import_callable(job.model.factory, "model.factory")(**job.model.kwargs).eval()
+    model = import_callable(job.model.factory, "model.factory")(**job.model.kwargs)
+    model = model.to(dtype=torch.float32).eval()
     try:
         for name, (n_units, _) in groups.items():
             found = n_root_units(model.get_submodule(name))

@@ -63,7 +63,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class PrecisionTask:
-    """Measure which precision is the faster one that is accurate enough on this device."""
+    """Measure which precision is the faster one on this device."""
 
     cost: float = 0.0
 
