@@ -1,6 +1,6 @@
 """The time that `--plan` predicts against the time that the job takes, on three jobs.
 
-    python -m jobs.benchmarks.prediction            # about 8 minutes on two quiet cores
+    python -m jobs.benchmarks.prediction --readme   # about 8 minutes on two quiet cores
     python -m jobs.benchmarks.prediction --what score
 
 Run from the repository's folder, on a machine that does nothing else. *score*: all scoring tasks in
@@ -25,7 +25,7 @@ import yaml
 from torchvision.models import resnet18
 
 from jobs.benchmarks.networks import DATA, ROOT, machine
-from jobs.benchmarks.results import RESULTS, Row, markdown, merge, met, number, provenance, read
+from jobs.benchmarks.results import RESULTS, Row, fill, markdown, merge, met, number, provenance, read
 from shapray.config import load_job
 from shapray.forecast import make_forecast
 from shapray.planning import score_tasks
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--what", nargs="+", default=WHAT, choices=WHAT)
     parser.add_argument("--tables", action="store_true", help="only print what is there")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     if not options.tables:
         torch.set_num_threads(1)
@@ -164,7 +165,10 @@ def main() -> None:
                     row = measure(name, what, Path(folder))
                     merge(PATH, [row], ("job", "what"))
                     print(row, flush=True)
-    print(table())
+    text = table()
+    print(text)
+    if options.readme:
+        fill("prediction", text)
 
 
 if __name__ == "__main__":

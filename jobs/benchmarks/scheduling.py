@@ -1,6 +1,6 @@
 """How much of the workers' time a run uses, and what a plan costs its driver.
 
-    python -m jobs.benchmarks.scheduling          # about 20 minutes on two quiet cores
+    python -m jobs.benchmarks.scheduling --readme     # about 20 minutes on two quiet cores
 
 Run from the repository's folder; `--what` measures some parts only, `--tables` prints what is
 there.
@@ -35,7 +35,7 @@ import ray
 import torch
 
 from jobs.benchmarks.networks import DATA, ROOT
-from jobs.benchmarks.results import RESULTS, Row, markdown, merge, met, number, provenance, read
+from jobs.benchmarks.results import RESULTS, Row, fill, markdown, merge, met, number, provenance, read
 from jobs.benchmarks.simulated import Simulation
 from shapray.backlog import Backlog
 from shapray.cluster import RayPool
@@ -333,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--what", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--tables", action="store_true", help="only print what is there")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     parser.add_argument("--plan", action="store_true", help="of the memory measurement")
     options = parser.parse_args()
     if options.plan:
@@ -341,7 +342,10 @@ def main() -> None:
     parts = {"driver": driver, "memory": memory, "workers": workers, "simulation": simulation}
     for name in () if options.tables else options.what:
         merge(PATH, parts[name](), KEYS)
-    print(table(read(PATH)), provenance(PATH), sep="\n\n")
+    text = f"{provenance(PATH)}\n\n{table(read(PATH))}"
+    print(text)
+    if options.readme:
+        fill("scheduling", text)
 
 
 if __name__ == "__main__":
