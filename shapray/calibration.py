@@ -96,7 +96,8 @@ class ImageSet:
         try:
             pixels = _decode(image, transform.mode)
         except (RuntimeError, ValueError, TypeError, OSError) as error:
-            reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).partition("\n")[0])  # C++ file, line
+            line = str(error).partition("\n")[0]
+            reason = re.sub(r"^[^,]*, \S+:\d+, ", "", line)  # C++ function, file, line
             raise JobError(
                 f"{self.key}: {self._name(position)} does not decode: {reason}"
             ) from error

@@ -213,6 +213,19 @@ class Job(_Section):
     output: str
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{twice}' is there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _override(tree: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
@@ -242,7 +255,7 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
     if not file.is_file():
         raise JobError(f"job file {file}: no such file (current folder: {Path.cwd()})")
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = yaml.load(file.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(f"job file {file} is not YAML: {error}") from error
     if not isinstance(tree, dict):

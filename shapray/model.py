@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -151,7 +152,8 @@ def _parse_safetensors(content: bytes, url: str) -> dict[str, Tensor]:
 
 def _parse_pt(content: bytes, url: str) -> Any:
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles, which are refused anyway
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is None:

@@ -168,5 +168,7 @@ def costly_first(tasks: Iterable[Task]) -> list[Task]:
 
 
 def set_aside(stage: str, task: Any, trouble: Trouble) -> Failure:
-    logger.warning("%s: %s failed for good: %s", stage, task, without_credentials(trouble.message))
+    if trouble.kind != "job":  # that is for the user, who gets it in the command's one message
+        message = without_credentials(trouble.message)
+        logger.warning("%s: %s failed for good: %s", stage, task, message)
     return Failure(task, trouble.message, trouble.traceback, trouble.kind == "job")

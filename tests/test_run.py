@@ -297,6 +297,12 @@ def test_wrong_input_gets_one_message(tmp_path, capsys, overrides, found):
         assert part in message
 
 
+def test_a_key_that_is_there_twice(tmp_path, capsys):
+    job = write_job(tmp_path)
+    job.write_text(job.read_text() + "score: {permutations: 2}\n")
+    assert "the key 'score' is there twice" in refused(capsys, job)
+
+
 def test_labels_out_of_the_networks_range(tmp_path, capsys):
     labels = pq.read_table(DIGITS)["label"].to_numpy() + 3
     path = digits_with(tmp_path, label=labels)
@@ -317,6 +323,7 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, capsys, section):
     path = digits_with(tmp_path, image=images)
     job = write_job(tmp_path, **{f"data__{section}__path": path, f"data__{section}__limit": None})
     message = refused(capsys, job)
+    assert len(message.splitlines()) == 1
     assert f"'{ids[broken]}'" in message
     assert "decode" in message
 

@@ -25,7 +25,17 @@ import yaml
 from torchvision.models import resnet18
 
 from jobs.benchmarks.networks import DATA, ROOT, machine
-from jobs.benchmarks.results import RESULTS, Row, fill, markdown, merge, met, number, provenance, read
+from jobs.benchmarks.results import (
+    RESULTS,
+    Row,
+    fill,
+    markdown,
+    merge,
+    met,
+    number,
+    provenance,
+    read,
+)
 from shapray.config import load_job
 from shapray.forecast import make_forecast
 from shapray.planning import score_tasks

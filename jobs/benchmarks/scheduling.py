@@ -35,7 +35,17 @@ import ray
 import torch
 
 from jobs.benchmarks.networks import DATA, ROOT
-from jobs.benchmarks.results import RESULTS, Row, fill, markdown, merge, met, number, provenance, read
+from jobs.benchmarks.results import (
+    RESULTS,
+    Row,
+    fill,
+    markdown,
+    merge,
+    met,
+    number,
+    provenance,
+    read,
+)
 from jobs.benchmarks.simulated import Simulation
 from shapray.backlog import Backlog
 from shapray.cluster import RayPool
