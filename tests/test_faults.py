@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import tiny
 from ray_nodes import ray_head
-from tiny import DIGITS, local_ray, results, shards, start, wait_for_shards, write_job
+from tiny import DIGITS, actors, local_ray, results, shards, start, wait_for_shards, write_job
 
 from shapray.calibration import open_images
 from shapray.config import load_job
@@ -37,15 +36,6 @@ def finished(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     assert main([str(write_job(folder, **LONG))]) == 0
     return folder / "out"
-
-
-def actors(ancestor: psutil.Process) -> list[psutil.Process]:
-    """The workers' processes below another one."""
-    return [
-        process
-        for process in ancestor.children(recursive=True)
-        if process.name().startswith("ray::Host")
-    ]
 
 
 class Meanwhile(threading.Thread):
@@ -76,7 +66,7 @@ def test_ten_workers_killed_one_after_the_other(finished, tmp_path):
     def kill() -> None:
         while len(killed) < 10:
             n_shards = len(shards(tmp_path / "out"))
-            for process in actors(psutil.Process()):
+            for process in actors():
                 if process.pid not in killed and n_shards:
                     process.kill()
                     killed.add(process.pid)

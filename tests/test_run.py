@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -16,6 +15,7 @@ import torch
 from tiny import (
     DIGITS,
     TABLES,
+    actors,
     digits_with,
     local_ray,
     results,
@@ -201,13 +201,9 @@ def test_killed_workers_leave_no_trace_in_the_tables(finished, tmp_path):
     def kill() -> None:
         for n in (2, 6):
             wait_for_shards(tmp_path / "out", n)
-            actors = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if process.name().startswith("ray::Host")
-            ]
-            actors[0].kill()
-            killed.append(actors[0].pid)
+            process = actors()[0]
+            process.kill()
+            killed.append(process.pid)
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -155,6 +156,16 @@ def shards(output: Path) -> dict[str, int]:
         str(path.relative_to(output)): path.stat().st_mtime_ns
         for path in output.glob("shards/*/images-*.parquet")
     }
+
+
+def actors() -> list[psutil.Process]:
+    """The workers' processes below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # others come and go
+            if process.name().startswith("ray::Host"):
+                found.append(process)
+    return found
 
 
 def wait_for_shards(output: Path, n: int, process: subprocess.Popen | None = None) -> None:
