@@ -5,14 +5,12 @@ import json
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import tiny
 from ray_nodes import ray_head
-from tiny import DIGITS, actors, local_ray, results, shards, start, wait_for_shards, write_job
+from tiny import actors, image_folder, local_ray, results, shards, start, wait_for_shards, write_job
 
 from shapray.calibration import open_images
 from shapray.config import load_job
@@ -113,16 +111,6 @@ def test_two_drivers_at_once(finished, tmp_path, capsys):
     assert first.wait(120) == 0
     assert results(output) == results(finished)
     assert not (output / "claim.json").exists()
-
-
-def image_folder(folder: Path) -> Path:
-    """The digits of the calibration set as files, a folder per class."""
-    table = pq.read_table(DIGITS, filters=[("split", "==", "calibration")]).slice(0, 60)
-    for row in table.to_pylist():
-        path = folder / "images" / str(row["label"]) / f"{row['image_id']}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(row["image"])
-    return folder / "images"
 
 
 def test_an_image_that_breaks_after_planning(tmp_path, capsys):

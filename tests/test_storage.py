@@ -7,10 +7,12 @@ from http.server import SimpleHTTPRequestHandler
 
 import fsspec
 import pytest
+import torch
 from faulty_s3 import BUCKET, QuietServer, faulty_s3
-from tiny import DIGITS, REPOSITORY, local_ray, results, shards, start, write_job
+from tiny import DIGITS, REPOSITORY, image_folder, local_ray, results, shards, start, write_job
 
-from shapray.config import JobError
+from shapray.calibration import open_images
+from shapray.config import Images, JobError, Transform
 from shapray.model import load_weights
 from shapray.run import main
 from shapray.store import RunDirectory, StorageError
@@ -102,6 +104,18 @@ def test_a_fifth_of_the_requests_refused_and_nothing_is_lost(s3, finished, tmp_p
     record = RunDirectory(f"s3://{BUCKET}/slow").read("run.json")
     assert b"sEcReT" not in record
     assert b"AKIATEST" not in record
+
+
+def test_a_folder_of_images_with_requests_refused(s3, tmp_path):
+    folder = image_folder(tmp_path)
+    fsspec.filesystem("s3").put(str(folder), f"{BUCKET}/images", recursive=True)
+    sections = [
+        Images(source="imagefolder", path=path) for path in (str(folder), f"s3://{BUCKET}/images")
+    ]
+    local, remote = (open_images(section, Transform(mode="L"), "images") for section in sections)
+    assert remote.ids == local.ids
+    s3.share_refused = 0.5  # all at once, 60 never come
+    assert torch.equal(remote.load(0, len(local)), local.load(0, len(local)))
 
 
 def test_a_bucket_that_turns_read_only_keeps_what_was_done(s3, finished, tmp_path, capsys):

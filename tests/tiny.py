@@ -119,6 +119,16 @@ def digits_with(folder: Path, **changes) -> str:
     return str(path)
 
 
+def image_folder(folder: Path) -> Path:
+    """The digits of the calibration set as files, a folder per class."""
+    table = pq.read_table(DIGITS, filters=[("split", "==", "calibration")]).slice(0, 60)
+    for row in table.to_pylist():
+        path = folder / "images" / str(row["label"]) / f"{row['image_id']}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["image"])
+    return folder / "images"
+
+
 @contextmanager
 def local_ray(num_cpus: int) -> Iterator[None]:
     """A Ray started by this process, whose workers find this module."""
