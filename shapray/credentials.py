@@ -7,7 +7,7 @@ from typing import Any
 _SECRET = r"secret|passw(?:or)?d|token(?![a-z_])|credential|(?:access|account|api|private)_?key"
 _SECRET_KEY = re.compile(rf"{_SECRET}|(?:^|_)key$", re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(
-    rf"""((?:\w*)(?:{_SECRET})\w*['"]?\s*[:=]\s*)(['"]?)[^\s'",;)}}\]]+""", re.IGNORECASE
+    rf"""((?:\w*)(?:{_SECRET})\w*(?<!Error)['"]?\s*[:=]\s*)(['"]?)[^\s'",;)}}\]]+""", re.IGNORECASE
 )
 
 

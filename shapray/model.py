@@ -189,12 +189,18 @@ def _fill(network: nn.Module, state: dict[str, Tensor], model: config.Model) -> 
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    not_finite = [
+        name
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
     findings = [
         f"  {len(names)} {what}: {_some(names)}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misshapen),
+            ("with values that are not finite", not_finite),
         )
         if names
     ]

@@ -347,8 +347,20 @@ class DatasetReader:
                 )
         return self.built
 
+    def item(self, row: int) -> Any:
+        """Raises JobError if the user's data set fails."""
+        dataset = self.dataset()
+        try:
+            return dataset[row]
+        except Exception as error:  # the user's code: whatever it says is the message
+            cause = without_credentials(f"{type(error).__name__}: {error}")
+            raise JobError(
+                f"{self.key}.factory: item {row} of what {self.factory} made (a "
+                f"{type(dataset).__name__} of {len(dataset)}) cannot be read: {cause}"
+            ) from error
+
     def read(self, rows: Sequence[int], ids: Sequence[str]) -> list[Any]:
-        items = [self.dataset()[row] for row in rows]
+        items = [self.item(row) for row in rows]
         return [item[0] if isinstance(item, (tuple, list)) else item for item in items]
 
     def place(self, row: int, image_id: str) -> str:
@@ -370,7 +382,7 @@ def _open_dataset(images: Images, key: str) -> Listing:
         return Listing(reader, range(n_images), ids, None)
     targets = getattr(dataset, "targets", None) if images.source == "torchvision" else None
     if targets is None or len(targets) != n_images:
-        items = (dataset[row] for row in range(n_images))
+        items = (reader.item(row) for row in range(n_images))
         targets = [item[1] if isinstance(item, (tuple, list)) else None for item in items]
     if all(target is None for target in targets):
         return Listing(reader, range(n_images), ids, None)

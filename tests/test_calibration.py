@@ -199,6 +199,12 @@ def test_callable_forms_agree():
     torch.testing.assert_close(batch[0], expected)
 
 
+def test_a_data_set_whose_items_fail_is_named():
+    said = r"item 0 of what .*given_images made \(a dict of 1\) cannot be read: KeyError: 0"
+    with pytest.raises(JobError, match=said):
+        callable_set({"a": pixels(0)})
+
+
 def test_callable_of_images_only_has_no_labels():
     assert callable_set([pixels(0), pixels(1)]).labels is None
     assert callable_set([(pixels(0), 5)], label_column=None).labels is None

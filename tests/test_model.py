@@ -150,3 +150,10 @@ def test_credentials_are_not_shown():
     with pytest.raises(JobError) as caught:
         load_weights("nowhere://user:hunter2@host/net.pt")
     assert "hunter2" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_named(network):
+    network.fc1.weight.data[3, 4] = torch.nan
+    section = Model(factory=DIGITS, weights="w.safetensors")
+    with pytest.raises(JobError, match=r"1 with values that are not finite: fc1\.weight"):
+        build_model(section, network.state_dict())

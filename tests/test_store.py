@@ -213,7 +213,13 @@ def test_credentials_in_messages_do_not_survive():
         assert "sEc" not in clean, clean
         assert "***" in clean
         assert "ReT" not in clean, clean
-    for plain in ("http://host:8080/a@b", "s3://bucket/run-1", "the tokens are 3", "key: 3"):
+    for plain in (
+        "http://host:8080/a@b",
+        "s3://bucket/run-1",
+        "the tokens are 3",
+        "key: 3",
+        "NoCredentialsError: Unable to locate credentials",
+    ):
         assert without_credentials(plain) == plain
     storage = {"storage_options": {"aws_access_key_id": "AKIA1", "credentials": {"x": "sEcReT"}}}
     assert without_credentials(storage) == {
