@@ -96,6 +96,7 @@ def test_a_node_is_lost_and_another_one_comes(finished, tmp_path):
     assert results(output) == results(finished)
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once(finished, tmp_path, capsys):
     job, output = write_job(tmp_path, **LONG), tmp_path / "out"
     first = start(job)

@@ -116,6 +116,7 @@ def test_a_part_of_a_gpu_never_spans_two(gpus, expected):
     assert n_fitting({"CPU": 99.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": gpus}) == expected
 
 
+@pytest.mark.slow
 def test_a_new_node_is_used_and_a_lost_ones_tasks_go_elsewhere(nodes, tmp_path, caplog):
     old = nodes.add_node(num_cpus=1, object_store_memory=STORE)
     pool, receipts, added = RayPool(Witness, Cluster()), [], []
