@@ -188,6 +188,7 @@ def _consumer(
 
 
 def one_line(error: Exception) -> str:
+    """An error's class and the beginning of its message, for a group's reason."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
