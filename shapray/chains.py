@@ -1,6 +1,6 @@
 """Permutations of several images, evaluated together: each coalition of an image once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,10 +8,22 @@ from torch import Tensor
 
 from shapray.coalitions import antithetic_permutations, repeated
 from shapray.game import Game, NonFiniteValue
-from shapray.surrogate import ImageChains, corrected
 
 OUTPUT_BYTES = 2**26  # of outputs that wait to become values
 DOUBLE_ROWS = 2**12  # outputs that are in float64 at once
+
+
+def marginals(orders: Tensor, prefix_values: Tensor) -> Tensor:
+    """Marginal contribution of each player along permutations.
+
+    Args:
+        orders: (n_chains, k) int64, the player that joins at each step.
+        prefix_values: (n_chains, k + 1), value of each prefix, the empty one first.
+    Returns:
+        (n_chains, k) in player order; a row sums to value(all) - value(none).
+    Source: Castro et al. 2009, ApproShapley.
+    """
+    return torch.zeros_like(prefix_values[:, 1:]).scatter_(1, orders, prefix_values.diff(dim=1))
 
 
 class Chains:
@@ -51,16 +63,8 @@ class Chains:
         self.source = torch.from_numpy(np.where(inner, first, own)).flatten().to(device)
         # all prefixes from a chain's end on are the full coalition
         full = torch.from_numpy(step >= lengths[:, None]).to(device)  # (n_images, n_steps)
-
-        index = torch.tensor(images, device=device)
-        first_values, last_values = ends.to(device)[index].unbind(1)
-        self.values = _between(first_values[:, None], last_values[:, None], full, n_chains)[..., 0]
-        # Only what the surrogate takes of the outputs is kept: with many classes that is little.
-        self.stand_in = game.surrogate()
-        if self.stand_in is not None:
-            pool = self.stand_in[1]
-            nobody, everybody = game.reference[index].double().unbind(1)
-            self.outputs = _between(pool(index, nobody), pool(index, everybody), full, n_chains)
+        first_values, last_values = ends[list(images)].to(device).split(1, dim=1)
+        self.values = torch.where(full, last_values, first_values)[:, None].repeat(1, n_chains, 1)
         self.n_done = 0
 
     def extend(self, n_chains: int) -> None:
@@ -83,29 +87,17 @@ class Chains:
         found = self.game.along(index, units, wanted.flatten(0, 1))
         rows = index.repeat_interleave(wanted.flatten(0, 1).sum(1)).to(found.device)
         places = wanted.to(found.device)
-        parts = list(zip(rows.split(DOUBLE_ROWS), found.split(DOUBLE_ROWS), strict=True))
-        self.values = self._filled(
-            self.values, new, places, [self.game.value(r, part.double()) for r, part in parts]
-        )
-        if self.stand_in is not None:
-            pool = self.stand_in[1]
-            self.outputs = self._filled(
-                self.outputs, new, places, [pool(r, part.double()) for r, part in parts]
-            )
-        values = self.values[:, new]
-        if not values.isfinite().all():
-            row, chain, step = (~values.isfinite()).nonzero()[0].tolist()
+        parts = zip(rows.split(DOUBLE_ROWS), found.split(DOUBLE_ROWS), strict=True)
+        values = [self.game.value(r, part.double()) for r, part in parts]
+        self.values[:, new][places] = torch.cat(values) if values else self.values.new_empty(0)
+        # and wherever else the same coalition is met
+        self.values = self.values.flatten()[self.source].view(self.values.shape)
+        fresh = self.values[:, new]
+        if not fresh.isfinite().all():
+            row, chain, step = (~fresh.isfinite()).nonzero()[0].tolist()
             kept = self.units[row, self.n_done + chain, :step].tolist()
-            raise NonFiniteValue(self.images[row], sorted(kept), values[row, chain, step].item())
+            raise NonFiniteValue(self.images[row], sorted(kept), fresh[row, chain, step].item())
         self.n_done = n_chains
-
-    def _filled(self, table: Tensor, new: slice, places: Tensor, found: list[Tensor]) -> Tensor:
-        """A table, (n_images, n_chains, n_steps[, n]), with what was found in its new places, and
-        from there wherever else the same coalition is met."""
-        part = table[:, new]
-        part[places] = torch.cat(found) if found else part.new_empty(0, *part.shape[3:])
-        table[:, new] = part
-        return table.flatten(0, 2)[self.source].view(table.shape)
 
     def estimates(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Shapley values of the images, from the permutations evaluated so far.
@@ -113,48 +105,24 @@ class Chains:
         Returns:
             per image, values and standard errors, (n_players,) float64; both 0 for null players.
         """
-        rows = [row for row, players in enumerate(self.players) if len(players)]
-        found = [np.zeros((2, self.game.n_players)) for _ in self.players]
-        for row, (mean, error) in zip(
-            rows, corrected([self._of_row(r) for r in rows]), strict=True
-        ):
-            found[row][:, self.players[row]] = torch.stack([mean, error]).cpu().numpy()
-        return [(mean, error) for mean, error in found]
+        found = []
+        for row, players in enumerate(self.players):
+            both = np.zeros((2, self.game.n_players))
+            if len(players):
+                both[:, players] = self._of_row(row).cpu().numpy()
+            found.append((both[0], both[1]))
+        return found
 
-    def _of_row(self, row: int) -> ImageChains:
-        image, k = self.images[row], len(self.players[row])
-        done, steps = slice(0, self.n_done), slice(0, k + 1)
-        outputs, value = None, None
-        if self.stand_in is not None:
-            outputs, value = self.outputs[row, done, steps], _of_image(self.stand_in[0], image)
-        return ImageChains(
-            orders=torch.from_numpy(self.orders[row, done, :k]).to(self.values.device),
-            values=self.values[row, done, steps],
-            outputs=outputs,
-            value=value,
-            seed=self.seeds[image] ^ 1,  # another stream: Philox keys need only differ
-        )
+    def _of_row(self, row: int) -> Tensor:
+        """Mean and standard error, (2, k); the error is NaN from a single pair."""
+        k = len(self.players[row])
+        orders = torch.from_numpy(self.orders[row, : self.n_done, :k]).to(self.values.device)
+        found = marginals(orders, self.values[row, : self.n_done, : k + 1])
+        pairs = found.unflatten(0, (-1, 2)).mean(1)  # the pair is the sample
+        if len(pairs) == 1:
+            return torch.stack([pairs[0], torch.full_like(pairs[0], torch.nan)])
+        return torch.stack([pairs.mean(0), (pairs.var(0) / len(pairs)).sqrt()])
 
     def n_evaluations(self, row: int) -> int:
         """Coalitions whose value was computed for the image in a row, both ends included."""
         return int(self.wanted[row, : self.n_done].sum()) + 2
-
-
-def _between(first: Tensor, last: Tensor, full: Tensor, n_chains: int) -> Tensor:
-    """Chains that know their ends only.
-
-    Args:
-        first, last: (n_images, n), with nobody and with everybody.
-        full: (n_images, n_steps) bool, the steps at which everybody has joined.
-    Returns:
-        (n_images, n_chains, n_steps, n).
-    """
-    table = torch.where(full[:, :, None], last[:, None], first[:, None])
-    return table[:, None].repeat(1, n_chains, 1, 1)
-
-
-def _of_image(value: Callable[[Tensor, Tensor], Tensor], image: int) -> Callable[[Tensor], Tensor]:
-    def of_outputs(outputs: Tensor) -> Tensor:
-        return value(torch.full((len(outputs),), image, device=outputs.device), outputs)
-
-    return of_outputs

@@ -1,4 +1,4 @@
-"""Coalitions: seeds, antithetic permutations, prefixes, subsets and their Shapley weights."""
+"""Coalitions: seeds, permutations, pairs, prefixes, subsets and their Shapley weights."""
 
 import hashlib
 
@@ -36,6 +36,44 @@ def antithetic_permutations(n_players: int, n_permutations: int, seed: int) -> n
     random = np.random.Generator(np.random.Philox(key=seed))
     forward = random.random((n_permutations // 2, n_players)).argsort(axis=1)
     return np.stack([forward, forward[:, ::-1]], axis=1).reshape(n_permutations, n_players)
+
+
+def size_weights(n_players: int) -> Tensor:
+    """Probability of each coalition size 1 .. n_players - 1 among `paired_coalitions`.
+
+    Proportional to 1 / sqrt(s (n - s)): with it every coalition's share in a Shapley value has the
+    same length (see `surrogate`).
+
+    Returns:
+        (n_players - 1,) float64.
+    """
+    size = torch.arange(1, n_players, dtype=torch.float64)
+    weights = (size * (n_players - size)).rsqrt()
+    return weights / weights.sum()
+
+
+def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
+    """Independent coalitions, each to be taken with its complement; all of a size alike.
+
+    Sizes follow `size_weights`, spread evenly by a golden-ratio sequence with a random start. A
+    longer draw with the same seed begins with the shorter one.
+
+    Args:
+        n_players: at least 2.
+        n_pairs: how many.
+        seed: of the stream (see `image_seed`).
+    Returns:
+        (n_pairs, n_players) bool; no coalition is empty or full.
+    """
+    random = np.random.Generator(np.random.Philox(key=seed))
+    golden = (np.sqrt(5) - 1) / 2
+    at = (random.random() + golden * np.arange(n_pairs)) % 1
+    up_to = size_weights(n_players).cumsum(0).numpy()
+    size = 1 + np.minimum(np.searchsorted(up_to, at, side="right"), n_players - 2)
+    order = random.random((n_pairs, n_players)).argsort(axis=1)
+    members = np.zeros((n_pairs, n_players), bool)
+    np.put_along_axis(members, order, np.arange(n_players) < size[:, None], axis=1)
+    return members
 
 
 def prefix_coalitions(orders: Tensor, n_players: int) -> Tensor:
@@ -94,3 +132,23 @@ def repeated(orders: np.ndarray, images: np.ndarray) -> np.ndarray:
     keys += (images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))[:, None]
     _, first, inverse = np.unique(keys.ravel(), return_index=True, return_inverse=True)
     return first[inverse].reshape(keys.shape)
+
+
+def distinct(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds equal ones among coalitions and their complements.
+
+    Args:
+        members: (n_pairs, n_players) bool.
+    Returns:
+        (n_distinct,) int64 ascending, first occurrences, where 2 i is coalition i and 2 i + 1 its
+        complement; and (n_pairs, 2) int64, the place of each of both among the first occurrences.
+    """
+    packed = np.stack([np.packbits(members, axis=1), np.packbits(~members, axis=1)], axis=1)
+    rows = np.ascontiguousarray(packed.reshape(2 * len(members), -1))
+    _, first, inverse = np.unique(
+        rows.view(f"V{rows.shape[1]}")[:, 0], return_index=True, return_inverse=True
+    )
+    order = first.argsort()
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[inverse].reshape(len(members), 2)

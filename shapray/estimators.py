@@ -11,6 +11,7 @@ from shapray.chains import Chains
 from shapray.coalitions import shapley_weights
 from shapray.config import MAX_EXACT_PLAYERS, Score
 from shapray.game import Game, NonFiniteValue
+from shapray.pairs import Pairs, are_drawn
 
 FIRST_ROUND = 4  # permutations before a standard error is believed
 
@@ -112,16 +113,31 @@ def estimate(
     found = {image: _enumerate(game, image) for image in every if enumerated[image]}
     sampled = [image for image in every if not enumerated[image]]
     if sampled:
-        chains = Chains(game, sampled, score.permutations, seeds, ends)
+        samples = _samples(game, sampled, score.permutations, seeds, ends)
         for n_permutations in rounds(score):
-            chains.extend(n_permutations)
-            found |= {
-                image: _sampled(game, chains, row, values, ends[image])
-                for row, (image, values) in enumerate(zip(sampled, chains.estimates(), strict=True))
-            }
+            for sample in samples:
+                sample.extend(n_permutations)
+                found |= _sampled(game, sample, ends)
             if is_enough(list(found.values()), score, n_images or len(seeds)):
                 break
     return [found[image] for image in every]
+
+
+def _samples(
+    game: Game, images: Sequence[int], n_permutations: int, seeds: Sequence[int], ends: Tensor
+) -> list[Pairs | Chains]:
+    """Pairs of coalitions where there is a surrogate and enough of them, permutations else."""
+    by_pairs: list[int] = []
+    by_chains: list[int] = []
+    for image, k in zip(images, game.active[list(images)].sum(1).tolist(), strict=True):
+        paired = game.surrogate() is not None and are_drawn(k, n_permutations)
+        (by_pairs if paired else by_chains).append(image)
+    samples: list[Pairs | Chains] = []
+    if by_pairs:
+        samples.append(Pairs(game, by_pairs, n_permutations, seeds, ends))
+    if by_chains:
+        samples.append(Chains(game, by_chains, n_permutations, seeds, ends))
+    return samples
 
 
 def rounds(score: Score) -> list[int]:
@@ -172,21 +188,19 @@ def _enumerate(game: Game, image: int) -> Estimate:
     )
 
 
-def _sampled(
-    game: Game,
-    chains: Chains,
-    row: int,
-    values: tuple[np.ndarray, np.ndarray],
-    ends: Tensor,
-) -> Estimate:
-    shapley_value, standard_error = values
-    return Estimate(
-        shapley_value=shapley_value,
-        standard_error=standard_error,
-        active=game.active[chains.images[row]].numpy(),
-        estimator="permutation",
-        n_evaluations=chains.n_evaluations(row),
-        n_permutations=chains.n_done,
-        value_all=ends[1].item(),
-        value_none=ends[0].item(),
-    )
+def _sampled(game: Game, sample: Pairs | Chains, ends: Tensor) -> dict[int, Estimate]:
+    return {
+        image: Estimate(
+            shapley_value=shapley_value,
+            standard_error=standard_error,
+            active=game.active[image].numpy(),
+            estimator="permutation",
+            n_evaluations=sample.n_evaluations(row),
+            n_permutations=sample.n_done,
+            value_all=ends[image, 1].item(),
+            value_none=ends[image, 0].item(),
+        )
+        for row, (image, (shapley_value, standard_error)) in enumerate(
+            zip(sample.images, sample.estimates(), strict=True)
+        )
+    }

@@ -20,6 +20,7 @@ from shapray.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.config import Cluster, Job, JobError, Score
 from shapray.costs import Survey
 from shapray.estimators import is_exact
+from shapray.pairs import Drawn, are_drawn
 from shapray.planning import Plan, check_exact, inspect_tasks, open_inputs, plan, score_tasks
 from shapray.progress import duration
 from shapray.pruning import evaluate_tasks, networks
@@ -207,17 +208,17 @@ class Forecast:
 
 
 def n_coalitions(n_players: Sequence[int], permutations: int, seeds: Sequence[int]) -> np.ndarray:
-    """How many different coalitions the permutations of some images meet: (n_images,)."""
-    longest = max(n_players)
-    orders = np.full((len(seeds), permutations, longest), -1)
+    """How many different coalitions are evaluated of some sampled images: (n_images,)."""
+    found = np.zeros(len(seeds), int)
     for row, (k, seed) in enumerate(zip(n_players, seeds, strict=True)):
-        orders[row, :, :k] = antithetic_permutations(k, permutations, seed)
-    image = np.repeat(np.arange(len(seeds)), permutations)
-    first = repeated(orders.reshape(-1, longest), image)
-    new = first == np.arange(first.size).reshape(first.shape)
-    step = np.arange(longest + 1)
-    inner = (step > 0) & (step < np.array(n_players)[image][:, None])
-    return (new & inner).reshape(len(seeds), -1).sum(1) + 2  # nobody and everybody
+        if are_drawn(k, permutations):
+            found[row] = Drawn(k, permutations, seed).n_distinct(permutations)
+        else:
+            orders = antithetic_permutations(k, permutations, seed)
+            first = repeated(orders, np.zeros(len(orders), int))
+            new = first == np.arange(first.size).reshape(first.shape)
+            found[row] = new[:, 1:k].sum()
+    return found + 2  # nobody and everybody
 
 
 def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:

@@ -79,11 +79,11 @@ class NetworkSplit:
         self.side_bytes = self._side_bytes(example)
 
     def images_at_once(self, n_permutations: int) -> int:
-        """How many images one game may have: their cached values, and the values and outputs of
-        their permutations, take a quarter of the memory."""
-        steps = n_permutations * (self.group.n_units + 1)
-        chains = 8 * steps * (3 + 3 * min(self.n_outputs, POOLED_OUTPUTS))
-        return max(1, self.room // 4 // (self.side_bytes + chains))
+        """How many images one game may have: their cached values, and the members, values and
+        outputs of their coalitions, take a quarter of the memory."""
+        n_coalitions = n_permutations * (self.group.n_units + 1)
+        each = self.group.n_units + 8 * (3 + 3 * min(self.n_outputs, POOLED_OUTPUTS))
+        return max(1, self.room // 4 // (self.side_bytes + n_coalitions * each))
 
     def _side_bytes(self, example: Tensor) -> int:
         """Bytes of what is cached of one image, in both precisions."""
@@ -181,15 +181,8 @@ class NetworkGame(Game):
         """Outputs with nobody and everybody, in the same way as of all other coalitions: in
         bfloat16 another way would give a chain's first and last step an offset."""
         every, n = torch.arange(len(self.images)), self.n_players
-        if self.sums is not None:
-            wanted = torch.zeros(len(every), n + 1, dtype=torch.bool)
-            wanted[:, [0, n]] = True
-            orders = torch.arange(n).expand(len(every), n)
-            sums, n_outputs = self.sums, self.network.n_outputs
-            found = self._halving(lambda: sums.along(every, orders, wanted, self.rows, n_outputs))
-        else:
-            ends = torch.stack([torch.zeros(n), torch.ones(n)]).bool()
-            found = self.outputs(every.repeat_interleave(2), ends.repeat(len(every), 1))
+        ends = torch.stack([torch.zeros(n), torch.ones(n)]).bool()
+        found = self.outputs(every.repeat_interleave(2), ends.repeat(len(every), 1))
         return found.unflatten(0, (-1, 2))
 
     def _look_for_active(self) -> None:
@@ -277,6 +270,16 @@ class NetworkGame(Game):
             self.rows = max(1, self.rows // 2)
 
     def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        sums = self.sums
+        if sums is None:
+            return self.masked_outputs(images, coalitions)
+        n_outputs = self.network.n_outputs
+        return self._halving(
+            lambda: sums.coalitions(images.cpu(), coalitions, self.rows, n_outputs)
+        )
+
+    def masked_outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        """The same by the masked tail, or the whole network: the slower way, open to all."""
         return self._halving(lambda: self._outputs(images, coalitions))
 
     @torch.inference_mode()
@@ -356,7 +359,8 @@ def check_split(split: NetworkSplit, model: nn.Module, images: Tensor, seed: int
         wanted = torch.zeros(n, len(joined) + 1, dtype=torch.bool)
         wanted[:, -1] = True
         found = {
-            "masked": alone.outputs(every, coalition.expand(n, -1)),
+            "masked": alone.masked_outputs(every, coalition.expand(n, -1)),
+            "multiplied": alone.outputs(every, coalition.expand(n, -1)),
             "summed": alone.along(every, joined.expand(n, -1), wanted),
         }
         for way, outputs in found.items():

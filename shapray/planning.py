@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shapray.calibration import ImageSet, check_disjoint, check_labels, open_images
-from shapray.config import MAX_EXACT_PLAYERS, TABLE_FORMAT, Job, JobError
+from shapray.config import ESTIMATES, MAX_EXACT_PLAYERS, TABLE_FORMAT, Job, JobError
 from shapray.credentials import without_credentials
 from shapray.estimators import is_exact, n_sampled
 from shapray.fold import fold
@@ -142,7 +142,7 @@ def fingerprint_parts(inputs: Setup, precision: str) -> dict[str, Any]:
     """
     job = inputs.job
     score = job.score.model_dump(mode="json", exclude={"groups", "precision"})
-    together = job.score.permutations == 4 or job.score.target_standard_error is not None
+    together = job.score.target_standard_error is not None
     return {
         "model.factory": job.model.factory,
         "model.kwargs": without_credentials(job.model.kwargs),
@@ -151,10 +151,11 @@ def fingerprint_parts(inputs: Setup, precision: str) -> dict[str, Any]:
         **{f"score.{key}": value for key, value in score.items()},
         "score.precision": precision,
         "cluster.images_per_task": job.cluster.images_per_task,
-        # The memory decides how many images are estimated together, and with two pairs, or where a
-        # target says how many, images look at each other.
+        # The memory decides how many images are estimated together, and where a target says how
+        # many coalitions are enough, images look at each other.
         **({"cluster.memory_per_worker": job.cluster.memory_per_worker} if together else {}),
         "table_format": TABLE_FORMAT,
+        "estimates": ESTIMATES,
     }
 
 

@@ -1,7 +1,8 @@
 """The summed way into a tail: outputs of coalitions as sums of one contribution per unit.
 
-Along a permutation a step adds one contribution to the sum so far; over all subsets a coalition's
-sum is the sum of two table rows. The consumer itself runs once per image.
+Coalitions are one product with the contributions; along a permutation a step adds one contribution
+to the sum so far; over all subsets a coalition's sum is the sum of two table rows. The consumer
+itself runs once per image.
 """
 
 import math
@@ -148,6 +149,40 @@ class SummedGame:
             batch.append((step, n))
             used += n
         flush()
+
+    @torch.inference_mode()
+    def coalitions(self, images: Tensor, coalitions: Tensor, n_rows: int, n_outputs: int) -> Tensor:
+        """See `Game.outputs`; `n_rows` coalitions go through the tail at once. An image's sums are
+        a product of its coalitions with its contributions.
+
+        Args:
+            images: (n,) int64, on the host.
+        """
+        found = torch.empty(len(images), n_outputs, device=self.device)
+        order = images.argsort(stable=True)
+        for block in _image_blocks(images[order], self.images_at_once, len(images)):
+            rows = order[block]
+            first, last = int(images[rows[0]]), int(images[rows[-1]]) + 1
+            tables = self._contributions(slice(first, last))
+            buffers = [base.new_empty(n_rows, base.shape[1]) for base, _ in tables]
+            for part in rows.split(n_rows):
+                here = images[part] - first
+                kept = upload(coalitions[part], self.device).to(buffers[0].dtype)
+                counts = torch.bincount(here, minlength=last - first).tolist()
+                for buffer, (base, added) in zip(buffers, tables, strict=True):
+                    start = 0
+                    for image, n in enumerate(counts):
+                        if n:
+                            end = start + n
+                            torch.addmm(
+                                base[image], kept[start:end], added[image], out=buffer[start:end]
+                            )
+                            start = end
+                index = upload(images[part], self.device)
+                sides = [s[index] for s in self.tail_sides]
+                outputs = self._run([buffer[: len(part)] for buffer in buffers], sides)
+                found[upload(part, self.device)] = outputs
+        return found
 
     @torch.inference_mode()
     def subsets(self, image: int, players: Tensor, n_rows: int) -> Iterator[Tensor]:

@@ -1,327 +1,243 @@
-"""A surrogate of the network as control variate: the same permutations, a smaller sampling error.
+"""A surrogate of the network as control variate: the same coalitions, a smaller sampling error.
 
-The value is a known function of unknown outputs. Per image the outputs are fitted, by ridge
-regression on the coalitions evaluated anyway, as
+A Shapley value is a weighted sum over all coalitions; with `d = 1[u in S] - |S| / k` it is
 
-    outputs(S) ~ a + b t + c t^2 + sum_u (w_u + t v_u) (1[u in S] - |S| / k),    t = 2 |S| / k - 1,
+    (value(all) - value(none)) / k + sum_s mean_{|S| = s} value(S) d_u(S) k / (s (k - s)),
 
-and the value function of the fit is a game whose permutations cost next to nothing. The estimate is
+so every coalition says something about every player. What it says of a player is drowned in what
+the others do, unless that is known roughly. The value is a known function of unknown outputs; per
+image the outputs are fitted, by ridge regression on the coalitions evaluated anyway, as
 
-    values along the real chains - values of the fit along them + values of the fit along many.
+    outputs(S) ~ polynomial(t) + sum_u (a_u + b_u t + c_u t^2) d_u(S),    t = 2 |S| / k - 1,
 
-A chain is corrected by the fit to the *other* folds of pairs (cross-fitting), so the expectation
-stays the Shapley value however bad the fit is; and every chain's contributions sum to
-value(all) - value(none) in all three terms, so efficiency is kept exactly.
+and the value function of the fit is a game whose coalitions cost next to nothing. The estimate is
 
-Sources: Glynn and Szechtman 2002, Some New Perspectives on the Method of Control Variates;
-Chernozhukov et al. 2018, Double/debiased Machine Learning (cross-fitting).
+    Shapley values of the fit, by many permutations + the sum above for value - value of the fit.
+
+Sizes are drawn with probability ~ 1 / sqrt(s (k - s)): then all coalitions weigh the same in the
+variance, and the plain sum of squared residuals is what a good fit makes small. Each coalition is
+paired with its complement, which leaves only the odd half of the residual.
+
+A pair is corrected by the fit to the *other* folds of pairs (cross-fitting), so the expectation
+stays the Shapley value however bad the fit is; and all terms sum to value(all) - value(none) over
+the players, so efficiency is kept exactly.
+
+Sources: Covert and Lee 2021, Improving KernelSHAP (pairs, the sum over coalitions); Glynn and
+Szechtman 2002, Some New Perspectives on the Method of Control Variates; Chernozhukov et al. 2018,
+Double/debiased Machine Learning (cross-fitting).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shapray.coalitions import antithetic_permutations
+from shapray.coalitions import antithetic_permutations, size_weights
 
-MAX_FOLDS = 8
-PAIRS_PER_PAIR = 32  # pairs of the fit's own chains for each pair of the network's
+MIN_PLAYERS = 6  # fewer have too few coalitions to fit anything to
 MAX_PLAYERS = 512  # beyond, a fit of as many numbers takes more than it gives
-BLOCK_NUMBERS = 2**21  # of the fit's own chains at once
-SIZE_RIDGE = 1e-6  # penalty of features that depend on the coalition's size only
-# penalties of a player's effects, for eight pairs: (w, v), None for a fit without v
-AFFINE = (0.02, None)
-INTERACTION = (0.5, 0.5)
+FOLDS, FOLDS_OF_MANY = 16, 8  # of pairs; the fits to many players are dear
+MANY_PLAYERS = 128
+OWN_COALITIONS = 32  # of the fit, along its own permutations, for each one of the network
+BLOCK_NUMBERS = 2**21  # of the fit's own permutations at once
+DEGREE = 5  # of the polynomial in the size
+SIZE_RIDGE = 1e-4  # penalty of its coefficients
+# Penalties of a player's effects a, b, c for eight permutations' worth of pairs; the better choice
+# is found image by image.
+RIDGES = ((0.01, 0.25, 0.25), (1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)
-class ImageChains:
-    """Permutations of one image's active players, evaluated.
+class ImagePairs:
+    """Coalitions of one image's active players and their complements, evaluated.
 
     Attributes:
-        orders: (n_chains, k) int64, players 0 .. k-1; row 2i+1 is row 2i backwards.
-        values: (n_chains, k + 1) float64, of each prefix.
-        outputs: (n_chains, k + 1, n_outputs) float64, what `value` takes, or None.
-        value: outputs (n_rows, n_outputs) -> (n_rows,), or None.
-        seed: of the fit's own chains.
+        members: (n_pairs, k) bool, from `coalitions.paired_coalitions`.
+        values: (n_pairs, 2) float64, of each coalition and of its complement.
+        outputs: (n_pairs, 2, n_outputs) float64, what `value` takes.
+        end_values: (2,) float64, with nobody and with everybody.
+        end_outputs: (2, n_outputs) float64.
+        value: outputs (n_rows, n_outputs) -> (n_rows,).
+        seed: of the fit's own permutations.
     """
 
-    orders: Tensor
+    members: Tensor
     values: Tensor
-    outputs: Tensor | None
-    value: Callable[[Tensor], Tensor] | None
+    outputs: Tensor
+    end_values: Tensor
+    end_outputs: Tensor
+    value: Callable[[Tensor], Tensor]
     seed: int
 
 
-def marginals(orders: Tensor, prefix_values: Tensor) -> Tensor:
-    """Marginal contribution of each player along permutations.
-
-    Args:
-        orders: (n_chains, k) int64, the player that joins at each step.
-        prefix_values: (n_chains, k + 1), value of each prefix, the empty one first.
-    Returns:
-        (n_chains, k) in player order; a row sums to value(all) - value(none).
-    Source: Castro et al. 2009, ApproShapley.
-    """
-    return torch.zeros_like(prefix_values[:, 1:]).scatter_(1, orders, prefix_values.diff(dim=1))
-
-
-def _pair_means(contributions: Tensor) -> Tensor:
-    """(2 n, k) -> (n, k), the mean of a permutation and its reverse."""
-    return contributions.unflatten(0, (-1, 2)).mean(1)
-
-
-def corrected(images: Sequence[ImageChains]) -> list[tuple[Tensor, Tensor]]:
-    """Shapley values of some images from their chains.
+def corrected(pairs: ImagePairs) -> tuple[Tensor, Tensor]:
+    """Shapley values of an image from its pairs.
 
     Returns:
-        per image, mean and standard error, (k,) float64 each; the error is NaN from a single pair.
+        mean and standard error, (k,) float64 each.
     """
-    corrections = [_Correction(chains) for chains in images]
-    every = [correction.totals for correction in corrections if correction.totals is not None]
-    together = torch.stack(every).sum(0) if len(every) > 1 else None
-    return [correction.finish(together) for correction in corrections]
-
-
-class _Correction:
-    """The fits to one image's chains, and what they explain of them."""
-
-    def __init__(self, chains: ImageChains) -> None:
-        self.plain = _pair_means(marginals(chains.orders, chains.values))
-        self.fits: list[_Fit] = []
-        self.totals: Tensor | None = None  # see `_totals`
-        n_pairs, k = self.plain.shape
-        fits = chains.outputs is not None and chains.value is not None and k <= MAX_PLAYERS
-        if n_pairs > 1 and fits:
-            equations = _Equations(chains)
-            self.fits = [_Fit(equations, ridge) for ridge in (AFFINE, INTERACTION)]
-            self.explained = torch.stack([fit.along_own_chains() for fit in self.fits])
-            self.totals = _totals(self.plain, self.explained)
-
-    def finish(self, together: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and standard error.
-
-        Args:
-            together: the totals of all images, this one among them; where this image cannot say
-                which fit to use, the others do. None if there are no others.
-        """
-        n_pairs = len(self.plain)
-        if n_pairs == 1:
-            return self.plain[0], torch.full_like(self.plain[0], torch.nan)
-        pairs, variance = self.plain, torch.zeros_like(self.plain[0])
-        for fit, own, share in zip(self.fits, *self._fits_and_shares(together), strict=True):
-            if share.any():
-                expected, noise = fit.expectation()
-                pairs = pairs + share[:, None] * (expected - own)
-                variance = variance + share.mean() ** 2 * noise
-        return pairs.mean(0), (pairs.var(0) / n_pairs + variance).sqrt()
-
-    def _fits_and_shares(self, together: Tensor | None) -> tuple[Tensor, Tensor]:
-        if not self.fits:
-            return self.plain.new_empty(0), self.plain.new_empty(0)
-        if len(self.plain) > 2:
-            return self.explained, _shares(*_left_out(self.plain, self.explained))
-        # With two pairs, one says nothing about spread, and a choice that looks at both is biased.
-        if together is None:
-            return self.explained, self.plain.new_zeros(len(self.fits), 2)
-        assert self.totals is not None
-        spread, common, squares = together - self.totals
-        share = _shares(spread[:1], common[:, None], squares[:, None])
-        return self.explained, share.expand(-1, 2)
-
-
-def _totals(plain: Tensor, explained: Tensor) -> Tensor:
-    """Sums of squared deviations of the plain pairs, of products and of squared explained ones:
-    (3, n_fits), the first the same in all columns."""
-    plain, explained = plain - plain.mean(0), explained - explained.mean(1, keepdim=True)
-    products = (plain * explained).sum((1, 2))
-    squares = (explained**2).sum((1, 2))
-    return torch.stack([(plain**2).sum().expand_as(squares), products, squares])
-
-
-def _left_out(plain: Tensor, explained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for each pair over all the others, about their own mean: a pair's own deviations
-    are to take no part in its choice, they would bias it.
-
-    Returns:
-        (n_pairs,), (n_fits, n_pairs), (n_fits, n_pairs).
-    """
-    plain, explained = plain - plain.mean(0), explained - explained.mean(1, keepdim=True)
-
-    def of_others(products: Tensor) -> Tensor:
-        own = products.sum(-1)
-        return own.sum(-1, keepdim=True) - own * len(plain) / (len(plain) - 1)
-
-    return of_others(plain**2), of_others(plain * explained), of_others(explained**2)
-
-
-def _shares(spread: Tensor, common: Tensor, squares: Tensor) -> Tensor:
-    """How much of which fit to subtract from each pair.
-
-    The share is the regression of the plain pairs on what the fit explains, over all players, and
-    the fit is the one that then leaves least.
-
-    Args:
-        spread: (n,) squared deviations of the plain pairs.
-        common: (n_fits, n) products of plain and explained ones.
-        squares: (n_fits, n) squared explained ones.
-    Returns:
-        (n_fits, n), in each column at most one entry in (0, 1], the others 0.
-    """
-    share = (common / squares.clamp(min=torch.finfo(squares.dtype).tiny)).clamp(0, 1)
-    left = spread - 2 * share * common + share**2 * squares
-    chosen = (left == left.amin(0)) & (left < spread)
-    chosen &= chosen.cumsum(0) == 1  # the first of equals
-    return torch.where(chosen, share, 0.0)
-
-
-@dataclass(frozen=True)
-class _Normal:
-    """Normal equations of one half of a fit, summed over the pairs of the other folds.
-
-    Attributes:
-        gram: (n_folds, n_features, n_features); features of the size first, then the players'.
-        moment: (n_folds, n_features, n_outputs).
-        by_size: (k + 1, n) features that depend on the size only.
-        weight: (k + 1, 1) of the membership features.
-    """
-
-    gram: Tensor
-    moment: Tensor
-    by_size: Tensor
-    weight: Tensor
-
-    def solve(self, ridge: float | None) -> tuple[Tensor, Tensor | None]:
-        """The fit, with a penalty on the membership features; None leaves these out.
-
-        Returns:
-            per fold, what the size explains, (n_folds, k + 1, n_outputs), and the effect of each
-            player, (n_folds, k, n_outputs), or None.
-        """
-        n = self.by_size.shape[1]
-        kept = self.gram.shape[1] if ridge is not None else n
-        gram = self.gram[:, :kept, :kept].clone()
-        gram.diagonal(dim1=1, dim2=2)[:, :n] += SIZE_RIDGE
-        gram.diagonal(dim1=1, dim2=2)[:, n:] += ridge or 0.0
-        factor = torch.linalg.cholesky_ex(gram).L
-        found = torch.cholesky_solve(self.moment[:, :kept], factor)
-        level = self.by_size @ found[:, :n]
-        if ridge is None:
-            return level, None
-        effects = found[:, n:]
-        size = torch.linspace(0, 1, len(self.by_size), dtype=level.dtype, device=level.device)
-        return level - (self.weight * size[:, None]) * effects.sum(1, keepdim=True), effects
+    n_pairs, k = pairs.members.shape
+    equations = _Equations(pairs)
+    fits = [_Fit(equations, ridge) for ridge in RIDGES]
+    of_folds = torch.stack([equations.per_fold(fit.residual**2).sum(1) for fit in fits])
+    others = of_folds.sum(1, keepdim=True) - of_folds  # a pair has no say in its own choice
+    chosen = others.argmin(0)  # (n_folds,)
+    residual = equations.padded.new_zeros(n_pairs, dtype=torch.float64)
+    expected = residual.new_zeros(equations.n_folds, k)
+    noise = torch.zeros_like(expected)
+    for number, fit in enumerate(fits):
+        folds = (chosen == number).nonzero()[:, 0]
+        if len(folds):
+            residual = torch.where(chosen[equations.folds] == number, fit.residual, residual)
+            expected[folds], noise[folds] = fit.expectation(folds)
+    size = equations.size
+    weight = k / (size * (k - size) * size_weights(k).to(size.device)[size.long() - 1])
+    deviation = pairs.members.double() - (size / k)[:, None]
+    estimates = expected[equations.folds] + (residual * weight)[:, None] * deviation
+    share = torch.bincount(equations.folds, minlength=equations.n_folds) / n_pairs
+    variance = estimates.var(0) / n_pairs + (share[:, None] ** 2 * noise).sum(0)
+    return estimates.mean(0), variance.sqrt()
 
 
 class _Equations:
-    """What all fits to an image's chains have in common.
+    """What all fits to an image's pairs have in common.
 
-    Step t of a permutation and step k - t of its reverse hold complementary coalitions. Half the
-    difference of their outputs is *odd* in the coalition, half the sum is *even*, and so are the
-    features: size and membership are odd, the rest is even. The two regressions do not mix, and
-    neither needs the reverse chains' features.
-
-    A membership feature of player u is weight(t) (1[u has joined] - t / k) along a chain, so sums
-    over its steps are sums from a position on: tables instead of matrix products.
+    Half the difference of the outputs of a coalition and its complement is *odd* in the coalition,
+    half the sum is *even*, and so are the features: odd powers of the size, and the memberships
+    with even ones, are odd. The two regressions do not mix.
     """
 
-    def __init__(self, chains: ImageChains) -> None:
-        assert chains.outputs is not None
-        self.chains = chains
-        self.n_pairs, self.k = len(chains.orders) // 2, chains.orders.shape[1]
-        self.n_folds = min(self.n_pairs, MAX_FOLDS)
-        device = chains.values.device
-        self.folds = (torch.arange(self.n_pairs) * self.n_folds // self.n_pairs).to(device)
-        self.size = torch.linspace(0, 1, self.k + 1, dtype=torch.float64, device=device)
-        self.tilt = 2 * self.size - 1
-        # the first prefix of each forward chain that holds each player
-        self.joined = chains.orders[0::2].argsort(1) + 1
-        forward, backward = chains.outputs[0::2], chains.outputs[1::2].flip(1)
-        tilt = self.tilt[:, None]
-        self.odd = self._normal((forward - backward) / 2, tilt, tilt**0)
-        self.even = self._normal((forward + backward) / 2, torch.cat([tilt**0, tilt**2], 1), tilt)
+    def __init__(self, pairs: ImagePairs) -> None:
+        self.pairs = pairs
+        n_pairs, self.k = pairs.members.shape
+        most = FOLDS if self.k <= MANY_PLAYERS else FOLDS_OF_MANY
+        in_fold = -(-n_pairs // most)
+        self.n_folds = -(-n_pairs // in_fold)
+        device = pairs.values.device
+        self.folds = torch.arange(n_pairs, device=device) // in_fold
+        self.permutations = 2 * n_pairs / (self.k - 1)
+        self.size = pairs.members.sum(1).double()
+        tilt = (2 * self.size / self.k - 1).float()[:, None]
+        powers = _powers(tilt)
+        members = pairs.members.float() - (self.size / self.k).float()[:, None]
+        self.odd = torch.cat([powers[:, 1::2], members, tilt**2 * members], 1)
+        self.even = torch.cat([powers[:, 0::2], tilt * members], 1)
+        self.n_powers = powers.shape[1] // 2  # odd ones, and even ones
+        # Rows of zeros fill up the last fold.
+        self.padded = torch.zeros(self.n_folds * in_fold, 1, device=device)
+        first, second = pairs.outputs.unbind(1)
+        nobody, everybody = pairs.end_outputs
+        self.normal_odd = self._normal(self.odd, (first - second) / 2, (everybody - nobody) / 2)
+        self.normal_even = self._normal(self.even, (first + second) / 2, (everybody + nobody) / 2)
 
-    def _normal(self, outputs: Tensor, by_size: Tensor, weight: Tensor) -> _Normal:
-        """Normal equations of a half; outputs: (n_pairs, k + 1, n_outputs), odd or even part."""
-        n, size = by_size.shape[1], self.size[:, None]
-        gram = outputs.new_empty(self.n_pairs, n + self.k, n + self.k)
-        moment = outputs.new_empty(self.n_pairs, n + self.k, outputs.shape[2])
-        gram[:, :n, :n] = by_size.T @ by_size
-        moment[:, :n] = by_size.T @ outputs
-        square = weight**2
-        alone = _from(square * size)[self.joined, 0]  # (n_pairs, k)
-        later = torch.maximum(self.joined[:, :, None], self.joined[:, None, :])
-        both = _from(square)[:, 0][later]
-        both -= alone[:, :, None]
-        both -= alone[:, None, :]
-        gram[:, n:, n:] = both.add_((square * size**2).sum())
-        weighted = weight * by_size
-        gram[:, n:, :n] = _from(weighted)[self.joined] - (size * weighted).sum(0)
-        gram[:, :n, n:] = gram[:, n:, :n].transpose(1, 2)
-        weighted = weight * outputs
-        at = self.joined[:, :, None].expand(-1, -1, outputs.shape[2])
-        moment[:, n:] = _from(weighted, 1).gather(1, at)
-        moment[:, n:] -= (size * weighted).sum(1, keepdim=True)
-        return _Normal(self._other_folds(gram), self._other_folds(moment), by_size, weight)
+    def per_fold(self, rows: Tensor) -> Tensor:
+        """(n_pairs, ...) -> (n_folds, pairs of a fold, ...), filled up with zeros."""
+        filled = rows.new_zeros(len(self.padded), *rows.shape[1:])
+        filled[: len(rows)] = rows
+        return filled.unflatten(0, (self.n_folds, -1))
 
-    def _other_folds(self, of_pairs: Tensor) -> Tensor:
-        """(n_pairs, ...) -> (n_folds, ...), for each fold the sum over the pairs of the others."""
-        own = of_pairs.new_zeros(self.n_folds, *of_pairs.shape[1:])
-        own.index_add_(0, self.folds, of_pairs)
-        return own.sum(0) - own
+    def _normal(self, features: Tensor, outputs: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Gram matrices (n_folds, n, n) and moments (n_folds, n, n_outputs) of all pairs but the
+        fold's own; nobody and everybody are one more pair of every fold."""
+        x, y = self.per_fold(features), self.per_fold(outputs.float())
+        gram, moment = x.mT @ x, x.mT @ y
+        gram, moment = gram.sum(0) - gram, moment.sum(0) - moment
+        gram[:, : self.n_powers, : self.n_powers] += 1  # all polynomials are 1 at the end
+        moment[:, : self.n_powers] += end.float()
+        return gram, moment
+
+    def solve(self, normal: tuple[Tensor, Tensor], ridges: tuple[float, ...]) -> Tensor:
+        """(n_folds, n, n_outputs) coefficients.
+
+        Args:
+            ridges: of the players' effects, one number for each k of them.
+        """
+        gram, moment = normal
+        scale = self.permutations / 8
+        penalty = gram.new_full((gram.shape[1],), SIZE_RIDGE)
+        for number, ridge in enumerate(ridges):
+            start = self.n_powers + number * self.k
+            penalty[start : start + self.k] = scale * ridge
+        factor = torch.linalg.cholesky_ex(gram + penalty.diag()).L
+        return torch.cholesky_solve(moment, factor)
 
 
 class _Fit:
     """Ridge regressions, one per fold, each on the pairs of the other folds; games of their own.
 
     Args:
-        equations: of the image's chains.
-        ridge: penalties of the odd and the even membership features for eight pairs; None leaves
-            the latter out.
+        equations: of the image's pairs.
+        ridges: penalties of a, b and c.
+
+    Attributes:
+        residual: (n_pairs,) float64, odd half of value - value of the fold's fit, which is
+            shifted, linearly in the size, to be right with nobody and with everybody.
     """
 
-    def __init__(self, equations: _Equations, ridge: tuple[float, float | None]) -> None:
-        self.equations, self.chains = equations, equations.chains
-        odd, even = ridge
-        scale = equations.n_pairs / 8
-        halves = [
-            (equations.odd, *equations.odd.solve(odd * scale)),
-            (equations.even, *equations.even.solve(None if even is None else even * scale)),
-        ]
-        (_, level, effects), (_, even_level, even_effects) = halves
-        assert effects is not None
-        nobody = level[:, 0] + even_level[:, 0]
-        everybody = level[:, -1] + even_level[:, -1] + effects.sum(1)
-        if even_effects is not None:
-            everybody = everybody + even_effects.sum(1)
-        # Sums run in float32; the ends are computed once, so that all chains have the same.
-        self.nobody, self.everybody = self._value(nobody), self._value(everybody)
-        self.halves = [
-            (level.float(), None if effects is None else effects.float(), half.weight[1:].float())
-            for half, level, effects in halves
-        ]
+    def __init__(self, equations: _Equations, ridges: tuple[float, float, float]) -> None:
+        self.equations, self.pairs, k = equations, equations.pairs, equations.k
+        odd = equations.solve(equations.normal_odd, (ridges[0], ridges[2]))
+        even = equations.solve(equations.normal_even, (ridges[1],))
+        n = equations.n_powers
+        self.effects = torch.cat([odd[:, n : n + k], odd[:, n + k :], even[:, n:]], 2)
+        self.odd_levels, self.even_levels = odd[:, :n], even[:, :n]
+        ends = self.even_levels.sum(1), self.odd_levels.sum(1)
+        self.nobody = self.pairs.value((ends[0] - ends[1]).double())  # (n_folds,)
+        self.everybody = self.pairs.value((ends[0] + ends[1]).double())
+        nobody, everybody = self.pairs.end_values
+        self.tilt = (self.everybody - everybody) - (self.nobody - nobody)
+        n_pairs = len(self.pairs.members)
+        of_odd = (equations.per_fold(equations.odd) @ odd).flatten(0, 1)[:n_pairs]
+        of_even = (equations.per_fold(equations.even) @ even).flatten(0, 1)[:n_pairs]
+        fitted = self.pairs.value(torch.cat([of_even + of_odd, of_even - of_odd]).double())
+        found = self.pairs.values[:, 0] - self.pairs.values[:, 1]
+        apart = found - fitted[:n_pairs] + fitted[n_pairs:]
+        tilt = self.tilt[equations.folds] * (2 * equations.size / k - 1)
+        self.residual = (apart + tilt) / 2
 
-    def _value(self, outputs: Tensor) -> Tensor:
-        assert self.chains.value is not None
-        return self.chains.value(outputs)
+    def expectation(self, folds: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapley values of some folds' fits, by permutations of their own.
+
+        Returns:
+            (len(folds), k) float64 twice: values, and the sampling variance of each.
+        """
+        k, n_folds = self.equations.k, self.equations.n_folds
+        n_pairs = OWN_COALITIONS * self.equations.permutations / 2
+        per_fold = max(2, round(n_pairs / n_folds))
+        orders = antithetic_permutations(k, 2 * per_fold * n_folds, self.pairs.seed)
+        forward = torch.from_numpy(orders[0::2].copy()).to(folds.device)
+        forward = forward.unflatten(0, (n_folds, per_fold))[folds].flatten(0, 1)
+        of_pair = folds.repeat_interleave(per_fold)
+        block = max(1, BLOCK_NUMBERS // (k * self.effects.shape[2]))
+        parts = zip(forward.split(block), of_pair.split(block), strict=True)
+        found = torch.cat([self._contributions(*part) for part in parts])
+        found = found.unflatten(0, (len(folds), per_fold)) - self.tilt[folds][:, None, None] / k
+        return found.mean(1), found.var(1) / per_fold
 
     def _contributions(self, orders: Tensor, folds: Tensor) -> Tensor:
-        """Marginal contributions in the fitted games, a pair's mean: (n_pairs, k).
+        """Marginal contributions in the fitted games, means of a permutation and its reverse.
 
         Args:
-            orders: (n_pairs, k), the forward permutation of each pair.
-            folds: (n_pairs,) whose fit each pair takes.
+            orders: (n, k), the forward permutations.
+            folds: (n,) whose fit each of them takes.
+        Returns:
+            (n, k) float64.
         """
-        index = folds[:, None] * orders.shape[1] + orders
-        sums = []
-        for level, effects, weight in self.halves:
-            sums.append(level[folds])
-            if effects is not None:
-                sums[-1][:, 1:] += weight * effects.flatten(0, 1)[index].cumsum(1)
-        odd, even = sums
-        both = torch.stack([even + odd, even - odd])  # (2, n_pairs, k + 1, n_outputs)
-        values = self._value(both.flatten(0, 2)).view(both.shape[:3]).double()
+        k = orders.shape[1]
+        index = folds[:, None] * k + orders
+        size = torch.arange(k + 1, device=orders.device)[:, None] / k
+        tilt = 2 * size - 1
+        sums = self.effects.flatten(0, 1)[index].cumsum(1)
+        sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], 1)
+        sums -= size * self.effects.sum(1)[folds][:, None]
+        constant, square, linear = sums.chunk(3, dim=2)
+        powers = _powers(tilt)
+        odd = (powers[:, 1::2] @ self.odd_levels)[folds] + constant + tilt**2 * square
+        even = (powers[:, 0::2] @ self.even_levels)[folds] + tilt * linear
+        both = torch.stack([even + odd, even - odd])  # (2, n, k + 1, n_outputs)
+        values = self.pairs.value(both.flatten(0, 2)).view(both.shape[:3]).double()
+        # the ends are computed once, so that all permutations have the same
         values[0, :, 0] = values[1, :, -1] = self.nobody[folds]
         values[0, :, -1] = values[1, :, 0] = self.everybody[folds]
         # The complement at step t joins the player that the prefix at t + 1 holds and the one at t
@@ -329,34 +245,9 @@ class _Fit:
         steps = (values[0].diff(dim=1) - values[1].diff(dim=1)) / 2
         return torch.zeros_like(steps).scatter_(1, orders, steps)
 
-    def along_own_chains(self) -> Tensor:
-        """(n_pairs, k), each pair in the game fitted to the other folds."""
-        return self._contributions(self.chains.orders[0::2], self.equations.folds)
 
-    def expectation(self) -> tuple[Tensor, Tensor]:
-        """Shapley values of the fitted games, by many chains of their own.
-
-        Returns:
-            (n_pairs, k) in the game that corrects each pair, and (k,) the part of the sampling
-            variance of their mean that does not show in the spread of the corrected pairs: all
-            pairs of a fold share one error.
-        """
-        n, n_folds = self.equations.n_pairs, self.equations.n_folds
-        per_fold = -(-PAIRS_PER_PAIR * n // n_folds)
-        orders = antithetic_permutations(self.equations.k, 2 * per_fold * n_folds, self.chains.seed)
-        forward = torch.from_numpy(orders[0::2].copy()).to(self.nobody.device)
-        folds = torch.arange(n_folds, device=forward.device).repeat_interleave(per_fold)
-        block = max(1, BLOCK_NUMBERS // (self.equations.k * self.halves[0][0].shape[2]))
-        parts = zip(forward.split(block), folds.split(block), strict=True)
-        pairs = torch.cat([self._contributions(*part) for part in parts])
-        pairs = pairs.view(n_folds, per_fold, -1)
-        variance = pairs.var(1).mean(0) / (n_folds * per_fold)
-        in_fold = n / n_folds
-        hidden = max(0.0, 1 - (n - in_fold) / (in_fold * (n - 1)))
-        return pairs.mean(1)[self.equations.folds], variance * hidden
-
-
-def _from(terms: Tensor, dim: int = 0) -> Tensor:
-    """Sums from each position on, along a dimension of n -> n + 1, the last one 0."""
-    sums = terms.flip(dim).cumsum(dim).flip(dim)
-    return torch.cat([sums, torch.zeros_like(sums.narrow(dim, 0, 1))], dim)
+def _powers(tilt: Tensor) -> Tensor:
+    """Chebyshev polynomials of the size, (n, 1) -> (n, DEGREE + 1), odd ones odd and 1 at 1;
+    nearly orthogonal under the sizes' distribution."""
+    angle = tilt.clamp(-1, 1).arccos()
+    return torch.cos(torch.arange(DEGREE + 1, device=tilt.device) * angle)

@@ -1,13 +1,14 @@
 """What the parts of a job cost on this machine: each timed through the engine on a few images.
 
-Nothing is scored: the coalitions evaluated here are the first steps of permutations, or the
-subsets of a few units, and their values are thrown away.
+Nothing is scored: the coalitions evaluated here are the first ones of each image, or the subsets of
+a few units, and their values are thrown away.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from shapray.evaluate import count_macs, tally
 from shapray.fold import fold
 from shapray.game import Game
 from shapray.network_game import NetworkGame, NetworkSplit
+from shapray.pairs import Pairs, are_drawn
 from shapray.precision import choose_precision
 from shapray.store import CLASS_SCORES, SCORES, RunDirectory
 from shapray.surgery import prune_model
@@ -145,13 +147,16 @@ class Surveyor:
         some = _evenly(np.arange(len(images)), n_active, n_images)
         image = self._seconds(lambda: game(some)) / n_images
         tables = coalition = subset_image = subset = 0.0
+        rows = split.rows
         books: tuple[float, ...] = (0.0,) * len(task.permutations)
         estimates: list[Estimate] = []
         if len(sampled):
             share = len(sampled) / len(n_active)
             n_sampled = max(1, min(n_images, round(at_once * share)))
             chosen = game(_evenly(sampled, n_active, n_sampled))
-            tables, coalition = self._along(chosen, split, job.score.permutations)
+            tables, coalition = self._sampled(chosen, split, job.score.permutations)
+            if are_drawn(int(chosen.active.sum(1).max()), job.score.permutations):
+                rows = MAX_PERMUTATIONS  # all pairs of an image are in work together
             chosen = game(_evenly(sampled, n_active, min(PRETENDED_IMAGES, n_sampled)))
             pretended, times = _Pretended(chosen), []
             for permutations in task.permutations:
@@ -169,7 +174,7 @@ class Surveyor:
             prepare=prepare,
             image=image,
             tables=tables,
-            rows=split.rows,
+            rows=rows,
             coalition=coalition,
             permutations=task.permutations[: len(books)],
             books=books,
@@ -182,25 +187,18 @@ class Surveyor:
             label_bytes=sizes[2],
         )
 
-    def _along(
+    def _sampled(
         self, game: NetworkGame, split: NetworkSplit, permutations: int
     ) -> tuple[float, float]:
-        """Seconds for the tables of an image and per coalition, from the first steps of chains."""
-        n_images = len(game.active)
+        """Seconds for the tables of an image and per coalition, from few and from more of those
+        that will be drawn."""
+        n_images, most_players = len(game.active), int(game.active.sum(1).max())
         most = max(TIMED_MACS / max(1, split.tail_macs), 2.0 * split.rows)
-        n_chains = 2 * max(1, min(permutations, int(most / n_images / 2)) // 2)
-        ends = torch.zeros(n_images, 2, dtype=torch.float64)
-        chains = Chains(game, range(n_images), n_chains, list(range(n_images)), ends)
-        index = torch.arange(n_images).repeat_interleave(n_chains)
-        orders = torch.from_numpy(chains.units).flatten(0, 1)
-        wanted = chains.wanted.flatten(0, 1)
-        per_step = wanted.sum(0).cumsum(0)  # coalitions up to each step
-        last = int((per_step <= most).sum().clamp(3, orders.shape[1]))
-        points = []
-        for stop in sorted({2, last}):
-            part = (index, orders[:, :stop], wanted[:, : stop + 1])
-            spent = self._seconds(lambda: game.along(*part))  # noqa: B023  # called at once
-            points.append((int(part[2].sum()), spent))
+        if are_drawn(most_players, permutations):
+            parts = _some_pairs(game, permutations, most)
+        else:
+            parts = _some_steps(game, permutations, most)
+        points = [(n, self._seconds(run)) for n, run in parts]
         (few, before), (many, behind) = points[0], points[-1]
         if many == few:
             return 0.0, behind / max(1, many)
@@ -297,6 +295,46 @@ class Surveyor:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _some_steps(
+    game: NetworkGame, permutations: int, most: float
+) -> list[tuple[int, Callable[[], object]]]:
+    """Two steps of permutations of all images, and as many steps as are timed: number of
+    coalitions, and what evaluates them."""
+    n_images = len(game.active)
+    n_chains = 2 * max(1, min(permutations, int(most / n_images / 2)) // 2)
+    ends = torch.zeros(n_images, 2, dtype=torch.float64)
+    chains = Chains(game, range(n_images), n_chains, list(range(n_images)), ends)
+    index = torch.arange(n_images).repeat_interleave(n_chains)
+    orders = torch.from_numpy(chains.units).flatten(0, 1)
+    wanted = chains.wanted.flatten(0, 1)
+    per_step = wanted.sum(0).cumsum(0)  # coalitions up to each step
+    last = int((per_step <= most).sum().clamp(3, orders.shape[1]))
+    return [
+        (
+            int(wanted[:, : stop + 1].sum()),
+            partial(game.along, index, orders[:, :stop], wanted[:, : stop + 1]),
+        )
+        for stop in sorted({2, last})
+    ]
+
+
+def _some_pairs(
+    game: NetworkGame, permutations: int, most: float
+) -> list[tuple[int, Callable[[], object]]]:
+    """The same with two coalitions of every image, and with as many as are timed."""
+    images = [i for i, k in enumerate(game.active.sum(1).tolist()) if are_drawn(k, permutations)]
+    ends = torch.zeros(len(game.active), 2, dtype=torch.float64)
+    pairs = Pairs(game, images, permutations, list(range(len(game.active))), ends)
+    index, coalitions = pairs.coalitions(permutations)
+    rank = torch.cat([torch.arange(n) for n in torch.bincount(index).tolist()])  # in its image
+    parts: list[tuple[int, Callable[[], object]]] = []
+    for per_image in sorted({2, max(2, int(most / len(images)))}):
+        chosen = rank < per_image
+        run = partial(game.outputs, index[chosen], coalitions[chosen])
+        parts.append((int(chosen.sum()), run))
+    return parts
 
 
 class _Pretended(Game):
