@@ -1,4 +1,4 @@
-"""Coalitions: streams, permutations, prefixes, subsets, weights."""
+"""Coalitions: streams, permutations, pairs, prefixes, subsets, weights."""
 
 import math
 
@@ -9,10 +9,13 @@ import torch
 from shapray.coalitions import (
     all_subsets,
     antithetic_permutations,
+    distinct,
     image_seed,
+    paired_coalitions,
     prefix_coalitions,
     repeated,
     shapley_weights,
+    size_weights,
 )
 
 
@@ -56,6 +59,50 @@ def test_permutations_are_uniform():
     chi_square = sum((n - expected) ** 2 / expected for n in counts.values())
     assert len(counts) == 24
     assert chi_square < 23 + 4 * math.sqrt(2 * 23)  # 4 sigma of a chi-square of 23
+
+
+@pytest.mark.parametrize("n_players", [2, 3, 16])
+def test_pairs_have_their_sizes_and_all_coalitions_of_a_size_alike(n_players):
+    n_pairs = 20000
+    members = paired_coalitions(n_players, n_pairs, seed=5)
+    sizes = np.bincount(members.sum(1), minlength=n_players + 1)
+    assert sizes[0] == sizes[-1] == 0
+    expected = n_pairs * size_weights(n_players).numpy()
+    # spread evenly: far closer than independent draws, which would be off by their square root
+    assert (np.abs(sizes[1:-1] - expected) < 10).all()
+    for size in range(1, n_players):
+        n = sizes[size]
+        share = size / n_players
+        counts = members[members.sum(1) == size].sum(0)
+        assert (np.abs(counts - n * share) < 4.5 * math.sqrt(n * share * (1 - share))).all()
+
+
+def test_pairs_weigh_all_their_coalitions_alike():
+    """The length of a coalition's share in the values over its size's probability is the same."""
+    n = 11
+    size = torch.arange(1, n, dtype=torch.float64)
+    length = (1 / size + 1 / (n - size)).sqrt()  # of 1/s for members, -1/(n-s) for the others
+    ratio = length / size_weights(n)
+    assert torch.allclose(ratio, ratio[:1].expand_as(ratio))
+    assert size_weights(n).sum().item() == pytest.approx(1)
+
+
+def test_a_longer_draw_of_pairs_begins_with_the_shorter():
+    longer = paired_coalitions(13, 60, seed=11)
+    assert (paired_coalitions(13, 17, seed=11) == longer[:17]).all()
+    assert (paired_coalitions(13, 60, seed=12) != longer).any()
+
+
+@pytest.mark.parametrize("n_players", [3, 8, 9, 20])
+def test_distinct_finds_each_coalition_and_each_complement_once(n_players):
+    members = paired_coalitions(n_players, 40, seed=3)
+    first, place = distinct(members)
+    both = np.stack([members, ~members], axis=1)
+    every = [row.tobytes() for row in both.reshape(80, n_players)]
+    assert [every[i] for i in first] == list(dict.fromkeys(every))
+    for pair in range(40):
+        for half in range(2):
+            assert every[first[place[pair, half]]] == every[2 * pair + half]
 
 
 def test_prefixes():

@@ -415,6 +415,7 @@ def test_outputs_are_those_of_the_masked_network(network):
         expected = hook_masked(network.model, group, network.images[images], coalitions)
         game = network.game(group)
         assert_near(game.outputs(images, coalitions), expected)
+        assert_near(game.masked_outputs(images, coalitions), expected)
         # nothing that is kept between calls was overwritten
         assert torch.equal(game.outputs(images, coalitions), game.outputs(images, coalitions))
         assert_near(game.outputs(images, coalitions), expected)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from shapray.coalitions import image_seed
 from shapray.config import Score
-from shapray.estimators import estimate
-from shapray.game import Game
+from shapray.estimators import estimate, n_sampled
+from shapray.game import Game, NonFiniteValue
 from shapray.values import Value
 
 
@@ -74,7 +74,7 @@ def sample(game: Logits, n_permutations: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_squared_error(n_permutations: int, **settings) -> tuple[float, float]:
-    """Without and with the surrogate, on the same permutations."""
+    """By permutations without a surrogate, and by pairs of coalitions with it."""
     both = []
     for with_surrogate in (False, True):
         game = Logits(with_surrogate=with_surrogate, **settings)
@@ -159,14 +159,75 @@ def test_few_players(n_players):
     assert (np.abs(values.mean(0) - game.known) < 4 * spread + 1e-9).all()
 
 
-def test_an_image_is_corrected_by_its_own_chains_only():
+@pytest.mark.parametrize("n_permutations", [4, 8])
+def test_an_image_is_corrected_by_its_own_coalitions_only(n_permutations):
     game = Logits(9, 6, interaction=1.0)
-    together = sample(game, 8)
-    game.active[[1, 4], 3:] = False  # chains of other lengths beside it
-    beside = sample(game, 8)
+    together = sample(game, n_permutations)
+    game.active[[1, 4], 3:] = False  # other numbers of players beside it
+    beside = sample(game, n_permutations)
     for image in (0, 2, 3, 5):
         np.testing.assert_array_equal(together[0][image], beside[0][image])
         np.testing.assert_array_equal(together[1][image], beside[1][image])
+
+
+class Counting(Logits):
+    """Counts how often each coalition of an image is asked for."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: dict[tuple[int, bytes], int] = {}
+
+    def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        for image, coalition in zip(images.tolist(), coalitions, strict=True):
+            key = image, coalition.numpy().tobytes()
+            self.asked[key] = self.asked.get(key, 0) + 1
+        return super().outputs(images, coalitions)
+
+
+@pytest.mark.parametrize("target", [None, 1e-9])
+@pytest.mark.parametrize("n_permutations", [4, 10, 16])
+def test_each_coalition_is_evaluated_once_within_the_price_of_the_permutations(
+    n_permutations, target
+):
+    game = Counting(12, 3)
+    score = Score(
+        estimator="permutation", permutations=n_permutations, target_standard_error=target
+    )
+    found = estimate(game, score, [11, 12, 13])
+    assert set(game.asked.values()) == {1}
+    for image, estimated in enumerate(found):
+        n_asked = sum(asked == image for asked, _ in game.asked)
+        assert estimated.n_evaluations == n_asked + 2  # nobody and everybody are known
+        most = n_sampled(12, n_permutations)
+        assert 0.9 * most <= estimated.n_evaluations <= most
+        assert estimated.n_permutations == n_permutations
+
+
+def test_rounds_up_to_the_most_are_one_draw_of_as_many():
+    """A target that is never met changes nothing but the time."""
+    game = Logits(9, 4, interaction=1.0)
+    seeds = [image_seed(0, "logits", str(image)) for image in range(4)]
+    at_once, in_rounds = (
+        estimate(
+            game,
+            Score(estimator="permutation", permutations=16, target_standard_error=target),
+            seeds,
+        )
+        for target in (None, 1e-9)
+    )
+    for one, other in zip(at_once, in_rounds, strict=True):
+        np.testing.assert_array_equal(one.shapley_value, other.shapley_value)
+        np.testing.assert_array_equal(one.standard_error, other.standard_error)
+
+
+def test_a_coalition_whose_value_is_no_number_is_named():
+    game = Logits(9, 2)
+    row = int(np.random.default_rng(0).integers(1, 2**9 - 1))
+    game.table[row] = torch.nan
+    with pytest.raises(NonFiniteValue) as error:
+        estimate(game, Score(estimator="permutation", permutations=400), [1, 2])
+    assert error.value.image == 0
+    assert error.value.coalition == [j for j in range(9) if row >> j & 1]
 
 
 def test_null_players_take_no_part_in_the_fit():
