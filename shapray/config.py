@@ -136,8 +136,9 @@ VALUE_NAMES = (
 class Score(_Section):
     """What is computed for every unit.
 
-    `permutations` per image; with `target_standard_error` (of a score, relative to the spread of
-    the group's scores) they are the most, and fewer are drawn where fewer reach the target."""
+    An image that is sampled may take as many coalitions as `permutations` of its active units
+    meet; with `target_standard_error` (of a score, relative to the spread of the group's scores)
+    that is the most, and fewer are drawn where fewer reach the target."""
 
     value: Literal[
         "neg_cross_entropy",
@@ -159,7 +160,7 @@ class Score(_Section):
     def _permutations_are_pairs(self) -> "Score":
         if self.permutations % 2:
             raise ValueError(
-                f"permutations is {self.permutations}; they are drawn in antithetic pairs, "
+                f"permutations is {self.permutations}; coalitions are drawn in pairs, "
                 "so the number must be even"
             )
         if self.target_standard_error is not None and self.permutations < 4:

@@ -13,10 +13,10 @@ class GroupCosts:
         prepare: to split the network, once per worker.
         image: head of the network, per image.
         tables: the units' contributions, each time that an image comes into work.
-        rows: permutations of an image that are in work at once.
-        coalition: per coalition along a permutation.
+        rows: permutations' worth of an image that is in work at once.
+        coalition: per coalition that is sampled.
         permutations: numbers of permutations at which `books` were timed.
-        books: everything around the network for an image that is sampled: permutations drawn,
+        books: everything around the network for an image that is sampled: coalitions drawn,
             values, surrogate.
         subset_image, subset: per image that is exact, and per coalition of it.
         row: per image, to write its row.

@@ -1,4 +1,4 @@
-"""Shapley values of any game: exact, by permutations, or whichever is right for an image."""
+"""Shapley values of any game: exact, by sampling, or whichever is right for an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Estimate:
         standard_error: (n_players,) float64, from the sampling: 0 if exact or a null player, NaN
             where a single pair of permutations leaves it unknown.
         active: (n_players,) bool, False for null players.
-        estimator: "exact" or "permutation".
+        estimator: "exact" or, if sampled, "permutation".
         n_evaluations: coalitions whose value was computed.
-        n_permutations: 0 if exact.
+        n_permutations: the price of the sampling, in permutations (see `n_sampled`); 0 if exact.
     """
 
     shapley_value: np.ndarray
@@ -41,7 +41,8 @@ class Estimate:
 
 
 def n_sampled(n_players: int, n_permutations: int) -> int:
-    """Most coalitions that permutations evaluate, the empty and the full one included."""
+    """Most coalitions that are evaluated for the price of permutations, the empty and the full one
+    included."""
     return n_permutations * max(n_players - 1, 0) + 2
 
 

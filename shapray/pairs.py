@@ -136,7 +136,8 @@ class Pairs:
             row = int((~every.isfinite()).nonzero()[0])
             kept = coalitions[row].nonzero()[:, 0].tolist()
             raise NonFiniteValue(int(index[row]), kept, every[row].item())
-        counts = [int((index == image).sum()) for image in self.images]
+        per_image = torch.bincount(index, minlength=len(self.game.active))
+        counts = per_image[self.images].tolist()
         for row, (new, of_new) in enumerate(
             zip(every.split(counts), torch.cat(outputs).split(counts), strict=True)
         ):

@@ -159,8 +159,9 @@ class _Equations:
         for number, ridge in enumerate(ridges):
             start = self.n_powers + number * self.k
             penalty[start : start + self.k] = scale * ridge
-        factor = torch.linalg.cholesky_ex(gram + penalty.diag()).L
-        return torch.cholesky_solve(moment, factor)
+        factor, failed = torch.linalg.cholesky_ex(gram + penalty.diag())
+        found = torch.cholesky_solve(moment, factor)
+        return torch.where((failed > 0)[:, None, None], 0.0, found)  # 0 is a fit, if a bad one
 
 
 class _Fit:

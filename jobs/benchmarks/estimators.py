@@ -21,11 +21,18 @@ import numpy as np
 import torch
 
 from jobs.benchmarks import tables
-from jobs.benchmarks.networks import NETWORKS, Network, load, machine, selected
+from jobs.benchmarks.networks import (
+    NETWORKS,
+    Network,
+    load,
+    machine,
+    selected,
+    wide_instructions,
+)
 from jobs.benchmarks.peers import PEERS, SLOW, SharedLoop, peer_estimates
+from jobs.benchmarks.plain import PlainGame
 from jobs.benchmarks.plots import plot_estimators
 from jobs.benchmarks.reference import CACHE, Reference, load_reference
-from jobs.benchmarks.replay import ReplayedGame
 from jobs.benchmarks.results import RESULTS, Row, fill, merge, read
 from shapray.config import Score
 from shapray.estimators import Estimate, estimate, is_exact
@@ -33,7 +40,7 @@ from shapray.game import Game
 from shapray.groups import Group
 
 PATH = RESULTS / "estimators.parquet"
-PEER_IMAGES = {"layer1": 12, "layer2": 12, "layer3": 16, "conv": 32, "fc": 32}
+PEER_IMAGES = {"layer1": 24, "layer2": 24, "layer3": 32, "conv": 32, "fc": 32}
 LOOP_PERMUTATIONS = 40
 
 
@@ -45,12 +52,14 @@ class GroupBenchmark:
         self.sizes = sorted({len(network.images), min(peer_images, len(network.images))})
         split = network.split(group)
         self.game = network.game(split)
-        self.low_game = network.game(network.split(group, "bfloat16"))
+        low = any(name.endswith("bf16") for name in wide_instructions())
+        self.low_game = network.game(network.split(group, "bfloat16")) if low else None
         self.loop = SharedLoop(split, self.game)
         self.loop_found: list[tuple[np.ndarray, float]] = []
         self.rows: list[Row] = []
         for game in (self.game, self.low_game):  # once before anything is timed
-            estimate(game, Score(estimator="permutation", permutations=2), self.seeds(-1))
+            if game is not None:
+                estimate(game, Score(estimator="permutation", permutations=4), self.seeds(-1))
 
     def seeds(self, seed: int) -> list[int]:
         return self.network.seeds(seed, self.group)
@@ -98,32 +107,29 @@ class GroupBenchmark:
                 }
             )
 
-    def package(self, permutations: int, seed: int, *, with_bfloat16: bool) -> None:
-        """This package; without its surrogate on the same chains; exact where the job would be."""
-        memory: dict[bytes, torch.Tensor] = {}
+    def package(self, permutations: int, seed: int, *, headline: bool) -> None:
+        """This package; exact where the job would be; at the headline's budget also without its
+        surrogate, and in bfloat16 where the machine has that."""
         score = Score(estimator="permutation", permutations=permutations)
         hybrid = Score(permutations=permutations)
-        remembered = ReplayedGame(self.game, use_surrogate=True, memory=memory)
-        plain = ReplayedGame(self.game, use_surrogate=False, memory=memory)
-        self._package(tables.OWN, remembered, score, seed)
-        self._package(tables.PLAIN, plain, score, seed)
+        self._package(tables.OWN, self.game, score, seed)
         if any(is_exact(k, hybrid) for k in self.game.active.sum(1).tolist()):
             self._package(tables.HYBRID, self.game, hybrid, seed)
-        if with_bfloat16:
-            self._package(tables.LOW, self.low_game, score, seed)
+        if headline:
+            self._package(tables.PLAIN, PlainGame(self.game), score, seed)
+            if self.low_game is not None:
+                self._package(tables.LOW, self.low_game, score, seed)
 
     def _package(self, method: str, game: Game, score: Score, seed: int) -> None:
         start = time.process_time()
         found: list[Estimate] = estimate(game, score, self.seeds(seed))
-        seconds = time.process_time() - start
-        replayed = method == tables.PLAIN  # its evaluations were made before
         self.add(
             method,
             score.permutations,
             seed,
             np.stack([e.shapley_value for e in found]),
             evaluations=float(np.mean([e.n_evaluations for e in found])),
-            seconds=float("nan") if replayed else seconds,
+            seconds=time.process_time() - start,
         )
 
     def walk_loop(self, n_permutations: int, seed: int) -> None:
@@ -170,10 +176,12 @@ def run_group(network: Network, group: Group, options: argparse.Namespace) -> No
     per_layer = next(n for start, n in PEER_IMAGES.items() if group.name.startswith(start))
     start = time.process_time()
     bench = GroupBenchmark(network, group, reference, options.peer_images or per_layer)
-    low = max(p for p in options.permutations if p <= max(tables.HEADLINE, options.permutations[0]))
+    headline = max(
+        p for p in options.permutations if p <= max(tables.HEADLINE, options.permutations[0])
+    )
     for seed in range(options.seeds):
         for permutations in options.permutations:
-            bench.package(permutations, seed, with_bfloat16=permutations == low)
+            bench.package(permutations, seed, headline=permutations == headline)
             if seed < options.peer_seeds:
                 bench.peers(permutations, seed)
         bench.walk_loop(-(-options.loop_permutations // options.seeds), seed)

@@ -134,17 +134,30 @@ def ready_inputs(split: NetworkSplit, game: NetworkGame, index: Tensor) -> list[
     return inputs
 
 
+def wide_instructions() -> list[str]:
+    """What the processor says it has of what matters here."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    fields = {key.strip(): text for key, _, text in (line.partition(":") for line in lines)}
+    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    return [name for name in known if name in fields.get("flags", "").split()]
+
+
 def machine() -> str:
     """One line about what the benchmark ran on."""
-    cpu, flags = platform.processor() or platform.machine(), ""
+    cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        lines = info.read_text().split("\n\n")[0].splitlines()
-        fields = {key.strip(): text.strip() for key, _, text in (x.partition(":") for x in lines)}
-        cpu, flags = fields.get("model name", cpu), fields.get("flags", "")
-    wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags.split()]
+        cpu = next(
+            (
+                line.partition(":")[2].strip()
+                for line in info.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            cpu,
+        )
     return (
-        f"{cpu} ({', '.join(wide) or 'no wide instructions known'}), "
+        f"{cpu} ({', '.join(wide_instructions()) or 'no wide instructions known'}), "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )

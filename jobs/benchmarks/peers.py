@@ -1,7 +1,8 @@
 """The other ways to estimate Shapley values of units, each in its best batched use.
 
 All of them evaluate the same folded, channels-last tail in inference mode as this package does, at
-the same precision, on one thread; nothing before the group's consumers is ever recomputed.
+the same precision, on one thread; nothing before the group's consumers is ever recomputed, and
+Captum and shapiq have the product of coalitions and contributions in place of the consumers too.
 
 *Shared-permutation loop*: the algorithm of Ancona et al. 2020, as in TorchPruner. All images share
 their permutations; units leave one by one, and every step is one forward of the tail over all
@@ -10,13 +11,13 @@ the consumer's input is zeroed per step), value(all) and value(none) (taken as k
 synchronisation or softmax within the loop (values are computed from all logits at the end).
 
 *Captum*, `ShapleyValueSampling`: the features are the units, the input a row of ones, the baseline
-a row of zeros, the forward function the masked tail. One call per image, because a call shares its
-permutations among its inputs; `perturbations_per_eval` is the number of units, the most it takes,
-so a permutation is one forward. A permutation costs one evaluation per unit, one more than needed,
-which is not counted against it.
+a row of zeros, the forward function this package's way from coalitions to values. One call per
+image, because a call shares its permutations among its inputs; `perturbations_per_eval` is the
+number of units, the most it takes, so a permutation is one forward. A permutation costs one
+evaluation per unit, one more than needed, which is not counted against it.
 
 *shapiq*, `PermutationSamplingSV`, `KernelSHAP` and `SVARM`: one approximator per image on a game
-that maps boolean coalitions to values by the masked tail; all permutations in one batch. The last
+that maps boolean coalitions to values in the same way; all permutations in one batch. The last
 two with the pairing trick, which helps both of them here. The budget is what as many permutations
 cost this package, value(all) and value(none) included. (Of shapiq's others, tried on
 five groups at 8 permutations' worth: `kADDSHAP` and `ProxySPEX` were level with `KernelSHAP` or

@@ -92,7 +92,7 @@ def plot_throughput(rows: list[Row], folder: Path) -> None:
     """throughput.png: coalitions/s over the plain forward's, per group and precision."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     ax = figure.subplots()
-    rows = [row for row in rows if row["what"] == "chains"]
+    rows = [row for row in rows if row["what"] == "pairs"]
     names = list(dict.fromkeys((row["network"], row["group"]) for row in rows))
     for shift, precision in ((-0.2, "float32"), (0.2, "bfloat16")):
         heights = {

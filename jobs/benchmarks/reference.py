@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from jobs.benchmarks.networks import NETWORKS, Network, load, selected
-from jobs.benchmarks.replay import ReplayedGame
+from jobs.benchmarks.plain import PlainGame
 from shapray.config import Score
 from shapray.estimators import estimate
 from shapray.groups import Group
@@ -90,9 +90,7 @@ def _compute(block: _Block, network: Network) -> None:
     images = slice(block.first, block.last)
     game = network.game(network.split(group), block.first, block.last)
     score = Score(permutations=block.permutations, exact_max_players=EXACT_PLAYERS[network.name])
-    found = estimate(
-        ReplayedGame(game, use_surrogate=False), score, network.seeds(SEED, group)[images]
-    )
+    found = estimate(PlainGame(game), score, network.seeds(SEED, group)[images])
     block.path.parent.mkdir(parents=True, exist_ok=True)
     waiting = block.path.with_suffix(".tmp.npz")
     np.savez(

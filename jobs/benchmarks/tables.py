@@ -43,12 +43,12 @@ class Rows:
         rows = self.take(method, permutations, n_images)
         return float(np.median([row["seconds"] for row in rows]))
 
-    def error_of_one(self, method: str) -> float:
+    def error_of_one(self, method: str, key: str = "error") -> float:
         """c of error = c / permutations, which holds for means of independent draws."""
         rows = self.take(method, None, self.largest)
         if method == LOOP:
             rows = [row for row in rows if row["permutations"] == 1]
-        scaled = [row["permutations"] * (row["error"] - row["reference_error"]) for row in rows]
+        scaled = [row["permutations"] * (row[key] - row["reference_error"]) for row in rows]
         return float(np.mean(scaled))
 
     def best_peer(self, budget: int, key: str) -> tuple[float, str]:
@@ -102,9 +102,10 @@ def _times(groups: list[Rows]) -> str:
             if rows.take(LOOP, p, n)
         ]
         ratio = needed * per_permutation / own_seconds
-        low = rows.take(LOW, budget, n)
-        low_ratio = needed * per_permutation / np.median([row["seconds"] for row in low])
-        low_ratio *= own_error / rows.error(LOW, budget, n)
+        low_ratio = ""
+        if rows.take(LOW, budget, n):
+            low_seconds = rows.seconds(LOW, budget, n)
+            low_ratio = number(one / rows.error(LOW, budget, n) * per_permutation / low_seconds)
         lines.append(
             [
                 f"{first['network']} {first['group']}",
@@ -117,7 +118,7 @@ def _times(groups: list[Rows]) -> str:
                 number(needed),
                 ", ".join(fit),
                 _asked(first, ratio, lambda g: 150 if fnmatch(g, "layer3.*") else 40),
-                number(low_ratio),
+                low_ratio,
             ]
         )
     return (
@@ -125,7 +126,8 @@ def _times(groups: list[Rows]) -> str:
         f"time, at {HEADLINE} permutations per image, both in float32. The loop's error is c / P "
         "for P permutations, as they are independent draws; c is measured on single ones, and the "
         "column *fit* shows P × error / c of means of P of them, which should be 1. The bfloat16 "
-        "ratio is this package in bfloat16 against the loop in float32.\n\n"
+        "ratio is this package in bfloat16 against the loop in float32; it is left out where the "
+        "machine has no bfloat16.\n\n"
         + markdown(
             [
                 "group",
@@ -150,17 +152,18 @@ def _evaluations(groups: list[Rows]) -> str:
     lines = []
     for rows in groups:
         first, n = rows.rows[0], rows.largest
-        one = rows.error_of_one(PLAIN)
+        one = rows.error_of_one(PLAIN, "independent_error")
         cells = []
         for budget in budgets:
-            ratio = one / budget / rows.error(OWN, budget, n)
+            ratio = one / budget / rows.error(OWN, budget, n, "independent_error")
             cells.append(_asked(first, ratio, lambda group: 6 if group == LAST_BLOCK else 1.2))
         lines.append([f"{first['network']} {first['group']}", *cells])
     return (
-        "Evaluations that plain antithetic permutations need for the error reached with the "
-        "surrogate, over the evaluations with it (error of the plain ones: c / P, c from all "
-        "budgets). Two permutations are a single pair, from which nothing is fitted.\n\n"
-        + markdown(["group", *(f"{b} permutations (asked)" for b in budgets)], lines)
+        "Evaluations that plain antithetic permutations need for the error that this package "
+        f"reaches, over its own (error of the plain ones: c / P, c from {HEADLINE} permutations). "
+        "Errors are averaged image by image, which is the same for estimates that are unbiased and "
+        "independent, and steadier. Two permutations are a single pair, from which nothing is "
+        "fitted.\n\n" + markdown(["group", *(f"{b} permutations (asked)" for b in budgets)], lines)
     )
 
 
@@ -191,14 +194,14 @@ def throughput(path: Path) -> str:
     for rows in _groups(read(path)):
         found = {(row["what"], row["precision"]): row for row in rows}
         first = rows[0]
-        chains = [_chains(found.get(("chains", p)), p) for p in ("float32", "bfloat16")]
+        pairs = [_pairs(found.get(("pairs", p)), p) for p in ("float32", "bfloat16")]
         subsets = found.get(("subsets", "float32"))
         memory = found.get(("memory", "float32"))
         precision_row = found.get(("precision", "bfloat16"))
         lines.append(
             [
                 f"{first['network']} {first['group']}",
-                *(cell for pair in chains for cell in pair),
+                *(cell for pair in pairs for cell in pair),
                 met(1 / subsets["ratio"], 1.1, at_least=False) if subsets else "",
                 met(memory["peak"] / memory["bound"], 1, at_least=False) if memory else "",
                 f"{number(precision_row['median_difference'])}; "
@@ -229,7 +232,7 @@ def throughput(path: Path) -> str:
     )
 
 
-def _chains(row: Row | None, precision: str) -> tuple[str, str]:
+def _pairs(row: Row | None, precision: str) -> tuple[str, str]:
     if row is None:
         return "", ""
     last = row["group"] == LAST_BLOCK and precision == "float32"

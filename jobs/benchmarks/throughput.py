@@ -4,7 +4,7 @@
 
 Run from the repository's folder; `--networks`, `--groups`, `--rounds` and `--what` shorten it.
 
-*chains*: `along`, the coalitions of 8 antithetic permutations of some images. *subsets*:
+*pairs*: `outputs`, the coalitions drawn for some images for the price of 8 permutations. *subsets*:
 `subset_values`, all coalitions of one image. Both against as many rows of a plain forward: the same
 tail in the same precision, no product with a mask, its inputs ready in memory and in their final
 layout, the same batch used again and again; in batches of as many rows as ours has, and in the
@@ -41,11 +41,11 @@ from jobs.benchmarks.networks import (
 )
 from jobs.benchmarks.plots import plot_throughput
 from jobs.benchmarks.results import RESULTS, Row, fill, merge, read
-from shapray.coalitions import antithetic_permutations, repeated
 from shapray.config import Score
 from shapray.estimators import estimate
 from shapray.groups import Group
 from shapray.network_game import NetworkGame, NetworkSplit
+from shapray.pairs import Pairs
 
 PATH = RESULTS / "throughput.parquet"
 KEYS = ("what", "network", "group", "precision")
@@ -56,7 +56,7 @@ TRIAL_SECONDS = 0.15  # per batch size, to find the best one
 ROUND_SECONDS = 0.4  # of plain forwards, per turn; decides how many images take part
 SUBSET_PLAYERS = 16
 SUBSET_GROUPS = {"resnet20": ("layer1.2.conv1",), "digits": ("conv3",)}
-KINDS = ("memory", "chains", "subsets", "precision")
+KINDS = ("memory", "pairs", "subsets", "precision")
 
 
 class PlainForward:
@@ -108,23 +108,6 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def chains_of(game: NetworkGame, n_images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `estimate` hands to `along`: images, orders, prefixes not met before."""
-    longest = int(game.active[:n_images].sum(1).max())
-    orders = np.full((n_images, PERMUTATIONS, longest), -1)
-    for image in range(n_images):
-        players = game.active[image].nonzero()[:, 0].numpy()
-        positions = antithetic_permutations(len(players), PERMUTATIONS, image)
-        orders[image, :, : len(players)] = players[positions]
-    images = np.repeat(np.arange(n_images), PERMUTATIONS)
-    flat = orders.reshape(-1, longest)
-    first = repeated(flat, images)
-    new = first == np.arange(first.size).reshape(first.shape)
-    step = np.arange(longest + 1)
-    inner = (step > 0) & (step < (flat >= 0).sum(1)[:, None])
-    return torch.from_numpy(images), torch.from_numpy(flat), torch.from_numpy(new & inner)
-
-
 def turns(
     ours: Callable[[], object], n_rows: int, plain: PlainForward, rounds: int, rows_per_batch: int
 ) -> Row:
@@ -152,7 +135,7 @@ def turns(
     }
 
 
-def chains(network: Network, group: Group, precision: str, rounds: int) -> Row:
+def pairs(network: Network, group: Group, precision: str, rounds: int) -> Row:
     split = network.split(group, precision)
     game = network.game(split)
     plain = PlainForward(split, game, precision)
@@ -162,11 +145,11 @@ def chains(network: Network, group: Group, precision: str, rounds: int) -> Row:
     per_row = seconds_of(lambda: plain.run(probe, split.rows)) / split.rows
     rows_per_image = PERMUTATIONS * (group.n_units - 1)
     n_images = max(2, min(n_images, round(ROUND_SECONDS / per_row / rows_per_image)))
-    images, orders, wanted = chains_of(game, n_images)
-    game.along(images, orders, wanted)
-    return turns(
-        lambda: game.along(images, orders, wanted), int(wanted.sum()), plain, rounds, game.rows
-    )
+    ends = torch.zeros(len(game.active), 2, dtype=torch.float64)
+    drawn = Pairs(game, range(n_images), PERMUTATIONS, list(range(len(game.active))), ends)
+    images, coalitions = drawn.coalitions(PERMUTATIONS)
+    game.outputs(images, coalitions)
+    return turns(lambda: game.outputs(images, coalitions), len(images), plain, rounds, game.rows)
 
 
 def subsets(network: Network, group: Group) -> Row:
@@ -231,9 +214,9 @@ def measure(options: argparse.Namespace) -> None:
                     save(what, network, group, "float32", row)
                 elif what == "precision":
                     save(what, network, group, "bfloat16", precision_difference(network, group))
-                elif what == "chains":
+                elif what == "pairs":
                     for precision in options.precisions:
-                        row = chains(network, group, precision, options.rounds)
+                        row = pairs(network, group, precision, options.rounds)
                         save(what, network, group, precision, row)
                 elif group.name in (options.subset_groups or SUBSET_GROUPS[name]):
                     assert group.n_units <= SUBSET_PLAYERS, f"{group.name} has too many units"
