@@ -1,7 +1,7 @@
 """Error of the scores against evaluations and against seconds: this package and its peers.
 
     python -m jobs.benchmarks.reference --processes 2     # once: the references, long
-    python -m jobs.benchmarks.estimators --readme         # about 25 minutes on one quiet core
+    python -m jobs.benchmarks.estimators --readme         # about 50 minutes on one quiet core
 
 Run from the repository's folder. `--groups 'layer3.*' --images 16 --permutations 2 4 --seeds 2` is
 a short run; results of groups that are not run again stay in results/estimators.parquet.
@@ -40,7 +40,7 @@ from shapray.game import Game
 from shapray.groups import Group
 
 PATH = RESULTS / "estimators.parquet"
-PEER_IMAGES = {"layer1": 24, "layer2": 24, "layer3": 32, "conv": 32, "fc": 32}
+PEER_IMAGES = {"layer": 16, "conv": 32, "fc": 32}
 LOOP_PERMUTATIONS = 40
 
 
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", default=["*"], help="glob patterns")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--permutations", nargs="+", type=int, default=[2, 4, 8, 16])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peer-seeds", type=int, default=2)
     parser.add_argument("--peer-images", type=int, help="default: fewer in early layers")
     parser.add_argument("--loop-permutations", type=int, default=LOOP_PERMUTATIONS)
