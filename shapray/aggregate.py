@@ -63,7 +63,7 @@ def aggregate_group(
 
     Per unit, over its Shapley values phi_i on the images i = 1..n with standard errors s_i:
     `mean` and `mean_abs` of phi_i; `std`, their sample standard deviation (null for one image);
-    `standard_error` of the mean that comes from sampling permutations, sqrt(sum s_i^2) / n (0 if
+    `standard_error` of the mean that comes from the sampling, sqrt(sum s_i^2) / n (0 if
     all are exact, null if some s_i was not measured); `active_fraction`, the share of images on
     which the unit is active. Class tables hold the same over each label's images; images without
     label are in the first table only.

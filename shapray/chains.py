@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from shapray.coalitions import antithetic_permutations, repeated
-from shapray.game import Game, NonFiniteValue
-
-OUTPUT_BYTES = 2**26  # of outputs that wait to become values
-DOUBLE_ROWS = 2**12  # outputs that are in float64 at once
+from shapray.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, NonFiniteValue
 
 
 def marginals(orders: Tensor, prefix_values: Tensor) -> Tensor:

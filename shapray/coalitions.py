@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+DRAWN_NUMBERS = 2**20  # random ones at once
+
 
 def image_seed(seed: int, group: str, image_id: str) -> int:
     """Seed of one image's random stream in one group.
@@ -70,9 +72,13 @@ def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
     at = (random.random() + golden * np.arange(n_pairs)) % 1
     up_to = size_weights(n_players).cumsum(0).numpy()
     size = 1 + np.minimum(np.searchsorted(up_to, at, side="right"), n_players - 2)
-    order = random.random((n_pairs, n_players)).argsort(axis=1)
     members = np.zeros((n_pairs, n_players), bool)
-    np.put_along_axis(members, order, np.arange(n_players) < size[:, None], axis=1)
+    rows = max(1, DRAWN_NUMBERS // n_players)
+    for start in range(0, n_pairs, rows):
+        part = slice(start, start + rows)
+        order = random.random(members[part].shape).argsort(axis=1)
+        joined = np.arange(n_players) < size[part, None]
+        np.put_along_axis(members[part], order, joined, axis=1)
     return members
 
 

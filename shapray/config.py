@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 TABLE_FORMAT = 1  # raised when the meaning of a shard's columns changes
-ESTIMATES = 2  # raised when the same job would give other scores
+SAMPLING_VERSION = 2  # raised when the same job would give other scores
 MAX_EXACT_PLAYERS = 24  # 2**24 coalitions of one image; more is never meant
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

@@ -11,7 +11,7 @@ from shapray.chains import Chains
 from shapray.coalitions import shapley_weights
 from shapray.config import MAX_EXACT_PLAYERS, Score
 from shapray.game import Game, NonFiniteValue
-from shapray.pairs import Pairs, are_drawn
+from shapray.pairs import Pairs, in_pairs
 
 FIRST_ROUND = 4  # permutations before a standard error is believed
 
@@ -130,8 +130,9 @@ def _samples(
     """Pairs of coalitions where there is a surrogate and enough of them, permutations else."""
     by_pairs: list[int] = []
     by_chains: list[int] = []
+    has_surrogate = game.surrogate() is not None
     for image, k in zip(images, game.active[list(images)].sum(1).tolist(), strict=True):
-        paired = game.surrogate() is not None and are_drawn(k, n_permutations)
+        paired = has_surrogate and in_pairs(k, n_permutations)
         (by_pairs if paired else by_chains).append(image)
     samples: list[Pairs | Chains] = []
     if by_pairs:

@@ -20,7 +20,7 @@ from shapray.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.config import Cluster, Job, JobError, Score
 from shapray.costs import Survey
 from shapray.estimators import is_exact
-from shapray.pairs import Drawn, are_drawn
+from shapray.pairs import DrawnPairs, in_pairs
 from shapray.planning import Plan, check_exact, inspect_tasks, open_inputs, plan, score_tasks
 from shapray.progress import duration
 from shapray.pruning import evaluate_tasks, networks
@@ -29,6 +29,7 @@ from shapray.survey import MAX_PERMUTATIONS, MIN_PERMUTATIONS, Surveyor, SurveyT
 
 START_SECONDS = 12.0  # Ray and the workers' imports
 COUNTED_STEPS = 250_000  # of permutations whose coalitions are told apart one by one
+MANY_COALITIONS = 24  # players; of more, few coalitions are drawn again
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,10 @@ def n_coalitions(n_players: Sequence[int], permutations: int, seeds: Sequence[in
     """How many different coalitions are evaluated of some sampled images: (n_images,)."""
     found = np.zeros(len(seeds), int)
     for row, (k, seed) in enumerate(zip(n_players, seeds, strict=True)):
-        if are_drawn(k, permutations):
-            found[row] = Drawn(k, permutations, seed).n_distinct(permutations)
+        if in_pairs(k, permutations) and k > MANY_COALITIONS:
+            found[row] = permutations * (k - 1)  # pairs are drawn until there are as many
+        elif in_pairs(k, permutations):
+            found[row] = DrawnPairs(k, permutations, seed).n_distinct(permutations)
         else:
             orders = antithetic_permutations(k, permutations, seed)
             first = repeated(orders, np.zeros(len(orders), int))

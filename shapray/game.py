@@ -9,6 +9,8 @@ from torch import Tensor
 from shapray.coalitions import all_subsets, prefix_coalitions
 
 ROWS = 2**14  # coalitions whose masks are spelled out at once
+OUTPUT_BYTES = 2**26  # of outputs that wait to become values
+DOUBLE_ROWS = 2**12  # outputs that are in float64 at once
 
 
 class NonFiniteValue(ValueError):

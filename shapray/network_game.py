@@ -82,7 +82,7 @@ class NetworkSplit:
         """How many images one game may have: their cached values, and the members, values and
         outputs of their coalitions, take a quarter of the memory."""
         n_coalitions = n_permutations * (self.group.n_units + 1)
-        each = self.group.n_units + 8 * (3 + 3 * min(self.n_outputs, POOLED_OUTPUTS))
+        each = 3 * self.group.n_units + 8 * (3 + 3 * min(self.n_outputs, POOLED_OUTPUTS))
         return max(1, self.room // 4 // (self.side_bytes + n_coalitions * each))
 
     def _side_bytes(self, example: Tensor) -> int:
@@ -178,8 +178,8 @@ class NetworkGame(Game):
         self._value = Value(value, labels, self.reference[:, 1].double())
 
     def _ends(self) -> Tensor:
-        """Outputs with nobody and everybody, in the same way as of all other coalitions: in
-        bfloat16 another way would give a chain's first and last step an offset."""
+        """Outputs with nobody and everybody, in the same way as of sampled coalitions: another
+        way, as that of a masked tail in bfloat16, would give them an offset."""
         every, n = torch.arange(len(self.images)), self.n_players
         ends = torch.stack([torch.zeros(n), torch.ones(n)]).bool()
         found = self.outputs(every.repeat_interleave(2), ends.repeat(len(every), 1))

@@ -1,24 +1,23 @@
 """Coalitions of several images, each with its complement, evaluated together and once each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shapray.chains import DOUBLE_ROWS, OUTPUT_BYTES
 from shapray.coalitions import distinct, paired_coalitions
-from shapray.game import Game, NonFiniteValue
+from shapray.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, NonFiniteValue
 from shapray.surrogate import MAX_PLAYERS, MIN_PLAYERS, ImagePairs, corrected
 
 
-def are_drawn(n_players: int, n_permutations: int) -> bool:
+def in_pairs(n_players: int, n_permutations: int) -> bool:
     """Whether so many players are sampled by pairs of coalitions, if their game has a surrogate;
     by permutations else. A single pair of permutations leaves too little to fit."""
     return n_permutations > 2 and MIN_PLAYERS <= n_players <= MAX_PLAYERS
 
 
-class Drawn:
+class DrawnPairs:
     """The pairs of one image.
 
     Args:
@@ -36,9 +35,7 @@ class Drawn:
 
     def __init__(self, n_players: int, n_permutations: int, seed: int) -> None:
         self.n_players = n_players
-        n_pairs = self._coalitions_of(n_permutations) // 2
-        # Coalitions that come again are free, so there is room for some more.
-        self.members = paired_coalitions(n_players, n_pairs + n_pairs // 4, seed)
+        self.members = paired_coalitions(n_players, self._most_pairs(n_permutations), seed)
         self.distinct, self.place = distinct(self.members)
         self.counts = self.distinct.searchsorted(2 * np.arange(len(self.members) + 1))
 
@@ -46,10 +43,16 @@ class Drawn:
         """What permutations take at most, without nobody and everybody."""
         return n_permutations * (self.n_players - 1)
 
+    def _most_pairs(self, n_permutations: int) -> int:
+        """Coalitions that come again are free, so there is room for some more."""
+        n_pairs = self._coalitions_of(n_permutations) // 2
+        return n_pairs + n_pairs // 4
+
     def n_pairs(self, n_permutations: int) -> int:
         """Pairs whose coalitions are no more than some permutations take."""
         most = self._coalitions_of(n_permutations)
-        return int(self.counts.searchsorted(most, side="right")) - 1
+        affordable = int(self.counts.searchsorted(most, side="right")) - 1
+        return min(affordable, self._most_pairs(n_permutations))
 
     def n_distinct(self, n_permutations: int) -> int:
         """Different coalitions among these pairs."""
@@ -82,7 +85,7 @@ class Pairs:
         self.game, self.images, self.seeds, self.ends = game, images, seeds, ends
         self.players = [game.active[image].nonzero()[:, 0] for image in images]
         self.drawn = [
-            Drawn(len(players), n_permutations, seeds[image])
+            DrawnPairs(len(players), n_permutations, seeds[image])
             for image, players in zip(images, self.players, strict=True)
         ]
         stand_in = game.surrogate()
@@ -96,22 +99,27 @@ class Pairs:
             self.outputs.append(self.pool(index, game.reference[image].double())[:0])
         self.n_done = 0
 
-    def coalitions(self, n_permutations: int) -> tuple[Tensor, Tensor]:
+    def batches(self, n_permutations: int) -> Iterator[tuple[Tensor, Tensor]]:
         """What is to be evaluated next, up to the given number of permutations' worth.
 
-        Returns:
-            image of each row, (n_rows,) int64, and (n_rows, n_players) bool.
+        Yields:
+            image of each row, (n_rows,) int64 ascending, and (n_rows, n_players) bool.
         """
-        index, rows = [], []
-        for image, players, drawn, values in zip(
-            self.images, self.players, self.drawn, self.values, strict=True
-        ):
-            kept = drawn.distinct[len(values) : drawn.n_distinct(n_permutations)]
-            coalitions = torch.zeros(len(kept), self.game.n_players, dtype=torch.bool)
-            coalitions[:, players] = torch.from_numpy(drawn.coalitions(kept))
-            index.append(torch.full((len(kept),), image))
-            rows.append(coalitions)
-        return torch.cat(index), torch.cat(rows)
+        kept = [
+            drawn.distinct[len(values) : drawn.n_distinct(n_permutations)]
+            for drawn, values in zip(self.drawn, self.values, strict=True)
+        ]
+        at_once = max(1, OUTPUT_BYTES // (4 * self.game.reference.shape[2] + self.game.n_players))
+        row_of = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
+        every = np.concatenate(kept)
+        for start in range(0, len(every), at_once):
+            rows, here = row_of[start : start + at_once], every[start : start + at_once]
+            coalitions = torch.zeros(len(rows), self.game.n_players, dtype=torch.bool)
+            for row in np.unique(rows):
+                first, last = np.searchsorted(rows, [row, row + 1])
+                members = torch.from_numpy(self.drawn[row].coalitions(here[first:last]))
+                coalitions[first:last, self.players[row]] = members
+            yield torch.tensor(self.images)[torch.from_numpy(rows)], coalitions
 
     def extend(self, n_permutations: int) -> None:
         """Evaluate as many coalitions per image as so many permutations take at most.
@@ -119,30 +127,25 @@ class Pairs:
         Raises:
             NonFiniteValue: with the coalition.
         """
-        index, coalitions = self.coalitions(n_permutations)
-        n_outputs = self.game.reference.shape[2]
-        at_once = max(1, OUTPUT_BYTES // (4 * n_outputs))
-        values, outputs = [self.ends.new_empty(0).to(self.device)], [self.outputs[0][:0]]
-        for images, rows in zip(index.split(at_once), coalitions.split(at_once), strict=True):
-            found = self.game.outputs(images, rows)
-            on_device = images.to(self.device)
-            for part, few in zip(
-                on_device.split(DOUBLE_ROWS), found.split(DOUBLE_ROWS), strict=True
-            ):
-                values.append(self.game.value(part, few.double()))
-                outputs.append(self.pool(part, few.double()))
-        every = torch.cat(values)
-        if not every.isfinite().all():
-            row = int((~every.isfinite()).nonzero()[0])
-            kept = coalitions[row].nonzero()[:, 0].tolist()
-            raise NonFiniteValue(int(index[row]), kept, every[row].item())
-        per_image = torch.bincount(index, minlength=len(self.game.active))
-        counts = per_image[self.images].tolist()
-        for row, (new, of_new) in enumerate(
-            zip(every.split(counts), torch.cat(outputs).split(counts), strict=True)
-        ):
-            self.values[row] = torch.cat([self.values[row], new])
-            self.outputs[row] = torch.cat([self.outputs[row], of_new])
+        for index, coalitions in self.batches(n_permutations):
+            found = self.game.outputs(index, coalitions)
+            parts = zip(
+                index.to(self.device).split(DOUBLE_ROWS), found.split(DOUBLE_ROWS), strict=True
+            )
+            both = [
+                (self.game.value(images, part.double()), self.pool(images, part.double()))
+                for images, part in parts
+            ]
+            values, outputs = (torch.cat(column) for column in zip(*both, strict=True))
+            if not values.isfinite().all():
+                row = int((~values.isfinite()).nonzero()[0])
+                kept = coalitions[row].nonzero()[:, 0].tolist()
+                raise NonFiniteValue(int(index[row]), kept, values[row].item())
+            counts = torch.bincount(index, minlength=len(self.game.active))[self.images].tolist()
+            new = zip(values.split(counts), outputs.split(counts), strict=True)
+            for row, (of_values, of_outputs) in enumerate(new):
+                self.values[row] = torch.cat([self.values[row], of_values])
+                self.outputs[row] = torch.cat([self.outputs[row], of_outputs])
         self.n_done = n_permutations
 
     def estimates(self) -> list[tuple[np.ndarray, np.ndarray]]:

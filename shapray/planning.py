@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shapray.calibration import ImageSet, check_disjoint, check_labels, open_images
-from shapray.config import ESTIMATES, MAX_EXACT_PLAYERS, TABLE_FORMAT, Job, JobError
+from shapray.config import MAX_EXACT_PLAYERS, SAMPLING_VERSION, TABLE_FORMAT, Job, JobError
 from shapray.credentials import without_credentials
 from shapray.estimators import is_exact, n_sampled
 from shapray.fold import fold
@@ -155,7 +155,7 @@ def fingerprint_parts(inputs: Setup, precision: str) -> dict[str, Any]:
         # many coalitions are enough, images look at each other.
         **({"cluster.memory_per_worker": job.cluster.memory_per_worker} if together else {}),
         "table_format": TABLE_FORMAT,
-        "estimates": ESTIMATES,
+        "sampling_version": SAMPLING_VERSION,
     }
 
 

@@ -86,8 +86,8 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
     job, n_images = planned.setup.job, len(planned.setup.calibration)
     console.print(
         f"{job.name}: a plan; nothing is scored, nothing is written. {n_images:,} calibration and "
-        f"{len(planned.setup.evaluation):,} evaluation images, {prediction.permutations} "
-        f"permutations where images are sampled, {survey.precision}",
+        f"{len(planned.setup.evaluation):,} evaluation images, the price of "
+        f"{prediction.permutations} permutations where images are sampled, {survey.precision}",
         markup=False,
     )
     console.print(_groups(prediction))

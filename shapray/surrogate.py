@@ -18,9 +18,9 @@ Sizes are drawn with probability ~ 1 / sqrt(s (k - s)): then all coalitions weig
 variance, and the plain sum of squared residuals is what a good fit makes small. Each coalition is
 paired with its complement, which leaves only the odd half of the residual.
 
-A pair is corrected by the fit to the *other* folds of pairs (cross-fitting), so the expectation
-stays the Shapley value however bad the fit is; and all terms sum to value(all) - value(none) over
-the players, so efficiency is kept exactly.
+A pair is corrected by the fit to the *other* folds of pairs (cross-fitting), so that a bad fit
+costs precision and does not shift the expectation; and all terms sum to value(all) - value(none)
+over the players, so efficiency is kept exactly.
 
 Sources: Covert and Lee 2021, Improving KernelSHAP (pairs, the sum over coalitions); Glynn and
 Szechtman 2002, Some New Perspectives on the Method of Control Variates; Chernozhukov et al. 2018,
@@ -40,8 +40,9 @@ MAX_PLAYERS = 512  # beyond, a fit of as many numbers takes more than it gives
 FOLDS, FOLDS_OF_MANY = 16, 8  # of pairs; the fits to many players are dear
 MANY_PLAYERS = 128
 OWN_COALITIONS = 32  # of the fit, along its own permutations, for each one of the network
-BLOCK_NUMBERS = 2**21  # of the fit's own permutations at once
+BLOCK_NUMBERS = 2**21  # of features, or of the fit's own permutations, at once
 DEGREE = 5  # of the polynomial in the size
+N_POWERS = (DEGREE + 1) // 2  # odd ones, and even ones
 SIZE_RIDGE = 1e-4  # penalty of its coefficients
 # Penalties of a player's effects a, b, c for eight permutations' worth of pairs; the better choice
 # is found image by image.
@@ -77,27 +78,28 @@ def corrected(pairs: ImagePairs) -> tuple[Tensor, Tensor]:
     Returns:
         mean and standard error, (k,) float64 each.
     """
-    n_pairs, k = pairs.members.shape
     equations = _Equations(pairs)
-    fits = [_Fit(equations, ridge) for ridge in RIDGES]
-    of_folds = torch.stack([equations.per_fold(fit.residual**2).sum(1) for fit in fits])
-    others = of_folds.sum(1, keepdim=True) - of_folds  # a pair has no say in its own choice
-    chosen = others.argmin(0)  # (n_folds,)
-    residual = equations.padded.new_zeros(n_pairs, dtype=torch.float64)
-    expected = residual.new_zeros(equations.n_folds, k)
+    fits = [_Fit(equations, ridges) for ridges in RIDGES]
+    squares = torch.stack([equations.per_fold(fit.residual).square().sum(1) for fit in fits])
+    others = squares.sum(1, keepdim=True) - squares  # a fold's own residuals take no part
+    chosen = others.argmin(0)  # the fit of each fold
+    residual = torch.stack([fit.residual for fit in fits]).gather(0, chosen[equations.fold][None])[
+        0
+    ]
+    orders = equations.orders()
+    expected = pairs.values.new_zeros(equations.n_folds, equations.k)
     noise = torch.zeros_like(expected)
     for number, fit in enumerate(fits):
         folds = (chosen == number).nonzero()[:, 0]
         if len(folds):
-            residual = torch.where(chosen[equations.folds] == number, fit.residual, residual)
-            expected[folds], noise[folds] = fit.expectation(folds)
-    size = equations.size
-    weight = k / (size * (k - size) * size_weights(k).to(size.device)[size.long() - 1])
-    deviation = pairs.members.double() - (size / k)[:, None]
-    estimates = expected[equations.folds] + (residual * weight)[:, None] * deviation
-    share = torch.bincount(equations.folds, minlength=equations.n_folds) / n_pairs
-    variance = estimates.var(0) / n_pairs + (share[:, None] ** 2 * noise).sum(0)
-    return estimates.mean(0), variance.sqrt()
+            expected[folds], noise[folds] = fit.expectation(folds, orders[folds])
+    mean, variance = equations.moments(expected, residual)
+    # What the folds' expectations err by shows in the spread of the pairs, but for what all pairs
+    # of a fold have in common.
+    share = equations.share
+    hidden = share**2 - share * (1 - share) / (len(residual) - 1)
+    variance = variance + (hidden.clamp(min=0)[:, None] * noise).sum(0)
+    return mean, variance.sqrt()
 
 
 class _Equations:
@@ -106,62 +108,126 @@ class _Equations:
     Half the difference of the outputs of a coalition and its complement is *odd* in the coalition,
     half the sum is *even*, and so are the features: odd powers of the size, and the memberships
     with even ones, are odd. The two regressions do not mix.
+
+    Features are spelled out for some folds at a time, as they are many.
     """
 
     def __init__(self, pairs: ImagePairs) -> None:
         self.pairs = pairs
         n_pairs, self.k = pairs.members.shape
         most = FOLDS if self.k <= MANY_PLAYERS else FOLDS_OF_MANY
-        in_fold = -(-n_pairs // most)
-        self.n_folds = -(-n_pairs // in_fold)
+        self.in_fold = -(-n_pairs // most)
+        self.n_folds = -(-n_pairs // self.in_fold)
         device = pairs.values.device
-        self.folds = torch.arange(n_pairs, device=device) // in_fold
+        self.fold = torch.arange(n_pairs, device=device) // self.in_fold
+        self.share = torch.bincount(self.fold, minlength=self.n_folds).double() / n_pairs
         self.permutations = 2 * n_pairs / (self.k - 1)
         self.size = pairs.members.sum(1).double()
-        tilt = (2 * self.size / self.k - 1).float()[:, None]
-        powers = _powers(tilt)
-        members = pairs.members.float() - (self.size / self.k).float()[:, None]
-        self.odd = torch.cat([powers[:, 1::2], members, tilt**2 * members], 1)
-        self.even = torch.cat([powers[:, 0::2], tilt * members], 1)
-        self.n_powers = powers.shape[1] // 2  # odd ones, and even ones
-        # Rows of zeros fill up the last fold.
-        self.padded = torch.zeros(self.n_folds * in_fold, 1, device=device)
-        first, second = pairs.outputs.unbind(1)
-        nobody, everybody = pairs.end_outputs
-        self.normal_odd = self._normal(self.odd, (first - second) / 2, (everybody - nobody) / 2)
-        self.normal_even = self._normal(self.even, (first + second) / 2, (everybody + nobody) / 2)
+        # Where an output is not finite the value may be; the fit is then one to something else.
+        outputs, ends = (x.where(x.isfinite(), 0.0) for x in (pairs.outputs, pairs.end_outputs))
+        (first, second), (nobody, everybody) = outputs.unbind(1), ends
+        targets = [(first - second) / 2, (first + second) / 2]
+        at_end = [(everybody - nobody) / 2, (everybody + nobody) / 2]
+        grams: list[list[Tensor]] = [[], []]
+        moments: list[list[Tensor]] = [[], []]
+        for folds in self.blocks():
+            for half, x in enumerate(self.features(folds)):
+                y = self.per_fold(targets[half].float(), folds)
+                grams[half].append(x.mT @ x)
+                moments[half].append(x.mT @ y)
+        self.normal = [
+            self._of_others(torch.cat(gram), torch.cat(moment), end.float())
+            for gram, moment, end in zip(grams, moments, at_end, strict=True)
+        ]
 
-    def per_fold(self, rows: Tensor) -> Tensor:
-        """(n_pairs, ...) -> (n_folds, pairs of a fold, ...), filled up with zeros."""
-        filled = rows.new_zeros(len(self.padded), *rows.shape[1:])
-        filled[: len(rows)] = rows
-        return filled.unflatten(0, (self.n_folds, -1))
+    def blocks(self) -> list[slice]:
+        """Folds whose features are there at once."""
+        numbers = self.in_fold * (3 * self.k + DEGREE + 1)
+        at_once = max(1, BLOCK_NUMBERS // numbers)
+        return [slice(i, i + at_once) for i in range(0, self.n_folds, at_once)]
 
-    def _normal(self, features: Tensor, outputs: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """Gram matrices (n_folds, n, n) and moments (n_folds, n, n_outputs) of all pairs but the
-        fold's own; nobody and everybody are one more pair of every fold."""
-        x, y = self.per_fold(features), self.per_fold(outputs.float())
-        gram, moment = x.mT @ x, x.mT @ y
+    def per_fold(self, rows: Tensor, folds: slice = slice(None)) -> Tensor:
+        """Rows of some folds, (n_pairs, ...) -> (n, in_fold, ...); zeros fill up the last one."""
+        first, last, _ = folds.indices(self.n_folds)
+        part = rows[first * self.in_fold : last * self.in_fold]
+        filled = part.new_zeros((last - first) * self.in_fold, *part.shape[1:])
+        filled[: len(part)] = part
+        return filled.unflatten(0, (-1, self.in_fold))
+
+    def features(self, folds: slice) -> tuple[Tensor, Tensor]:
+        """Odd and even features of some folds' pairs, float32, (n, in_fold, n_features) each: of
+        the size first, then a block of k for each effect."""
+        inside = self.per_fold(torch.ones_like(self.size), folds)[..., None].float()
+        share = self.per_fold(self.size / self.k, folds)[..., None].float()
+        tilt = 2 * share - 1
+        powers = _powers(tilt) * inside
+        members = (self.per_fold(self.pairs.members, folds).float() - share) * inside
+        odd = torch.cat([powers[..., 1::2], members, tilt**2 * members], 2)
+        return odd, torch.cat([powers[..., 0::2], tilt * members], 2)
+
+    def _of_others(self, gram: Tensor, moment: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over all folds but the own; nobody and everybody are one more pair of each.
+
+        Args:
+            gram, moment: (n_folds, n, n) and (n_folds, n, n_outputs) of each fold.
+            end: (n_outputs,), half of what the outputs are with nobody and with everybody.
+        """
         gram, moment = gram.sum(0) - gram, moment.sum(0) - moment
-        gram[:, : self.n_powers, : self.n_powers] += 1  # all polynomials are 1 at the end
-        moment[:, : self.n_powers] += end.float()
+        gram[:, :N_POWERS, :N_POWERS] += 1  # all polynomials are 1 at the end
+        moment[:, :N_POWERS] += end
         return gram, moment
 
-    def solve(self, normal: tuple[Tensor, Tensor], ridges: tuple[float, ...]) -> Tensor:
+    def solve(self, half: int, ridges: tuple[float, ...]) -> Tensor:
         """(n_folds, n, n_outputs) coefficients.
 
         Args:
+            half: 0 odd, 1 even.
             ridges: of the players' effects, one number for each k of them.
         """
-        gram, moment = normal
+        gram, moment = self.normal[half]
         scale = self.permutations / 8
         penalty = gram.new_full((gram.shape[1],), SIZE_RIDGE)
         for number, ridge in enumerate(ridges):
-            start = self.n_powers + number * self.k
+            start = N_POWERS + number * self.k
             penalty[start : start + self.k] = scale * ridge
         factor, failed = torch.linalg.cholesky_ex(gram + penalty.diag())
         found = torch.cholesky_solve(moment, factor)
         return torch.where((failed > 0)[:, None, None], 0.0, found)  # 0 is a fit, if a bad one
+
+    def orders(self) -> Tensor:
+        """Forward permutations of the fits: (n_folds, n, k) int64."""
+        n = max(2, round(OWN_COALITIONS * self.permutations / 2 / self.n_folds))
+        drawn = antithetic_permutations(self.k, 2 * n * self.n_folds, self.pairs.seed)
+        forward = torch.from_numpy(drawn[0::2].copy()).unflatten(0, (self.n_folds, n))
+        return forward.to(self.fold.device)
+
+    def moments(self, expected: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over the pairs of `expected` + what the residual adds, and its variance.
+
+        Args:
+            expected: (n_folds, k) float64.
+            residual: (n_pairs,) float64, see `_Fit`.
+        Returns:
+            (k,) float64 each.
+        """
+        n, k, size = len(residual), self.k, self.size
+        weight = k / (size * (k - size) * size_weights(k).to(size.device)[size.long() - 1])
+        share, added = size / k, residual * weight
+        # (1[u in S] - share) added, and its square, summed over the pairs of each fold
+        each = torch.stack([added, added**2 * (1 - 2 * share)], 1)
+        sums = torch.cat(
+            [
+                self.per_fold(each, folds).mT @ self.per_fold(self.pairs.members, folds).double()
+                for folds in self.blocks()
+            ]
+        )
+        sums[:, 0] -= self.per_fold(added * share).sum(1, keepdim=True)
+        sums[:, 1] += self.per_fold((added * share) ** 2).sum(1, keepdim=True)
+        count = n * self.share[:, None]
+        mean = (count * expected + sums[:, 0]).sum(0) / n
+        apart = expected - mean
+        squares = (count * apart**2 + 2 * apart * sums[:, 0] + sums[:, 1]).sum(0)
+        return mean, squares.clamp(min=0) / (n - 1) / n
 
 
 class _Fit:
@@ -177,44 +243,45 @@ class _Fit:
     """
 
     def __init__(self, equations: _Equations, ridges: tuple[float, float, float]) -> None:
-        self.equations, self.pairs, k = equations, equations.pairs, equations.k
-        odd = equations.solve(equations.normal_odd, (ridges[0], ridges[2]))
-        even = equations.solve(equations.normal_even, (ridges[1],))
-        n = equations.n_powers
+        self.pairs, k = equations.pairs, equations.k
+        odd = equations.solve(0, (ridges[0], ridges[2]))
+        even = equations.solve(1, (ridges[1],))
+        n = N_POWERS
         self.effects = torch.cat([odd[:, n : n + k], odd[:, n + k :], even[:, n:]], 2)
         self.odd_levels, self.even_levels = odd[:, :n], even[:, :n]
         ends = self.even_levels.sum(1), self.odd_levels.sum(1)
         self.nobody = self.pairs.value((ends[0] - ends[1]).double())  # (n_folds,)
         self.everybody = self.pairs.value((ends[0] + ends[1]).double())
         nobody, everybody = self.pairs.end_values
-        self.tilt = (self.everybody - everybody) - (self.nobody - nobody)
-        n_pairs = len(self.pairs.members)
-        of_odd = (equations.per_fold(equations.odd) @ odd).flatten(0, 1)[:n_pairs]
-        of_even = (equations.per_fold(equations.even) @ even).flatten(0, 1)[:n_pairs]
-        fitted = self.pairs.value(torch.cat([of_even + of_odd, of_even - of_odd]).double())
-        found = self.pairs.values[:, 0] - self.pairs.values[:, 1]
-        apart = found - fitted[:n_pairs] + fitted[n_pairs:]
-        tilt = self.tilt[equations.folds] * (2 * equations.size / k - 1)
-        self.residual = (apart + tilt) / 2
+        self.too_much = (self.everybody - everybody) - (self.nobody - nobody)
+        halves = []
+        for folds in equations.blocks():
+            of_odd, of_even = equations.features(folds)
+            both = of_odd @ odd[folds], of_even @ even[folds]
+            halves.append(torch.stack(both).flatten(1, 2))
+        of_odd, of_even = torch.cat(halves, 1)[:, : len(equations.fold)].double()
+        fitted = self.pairs.value(torch.cat([of_even + of_odd, of_even - of_odd]))
+        first, second = fitted.chunk(2)
+        apart = (self.pairs.values[:, 0] - first) - (self.pairs.values[:, 1] - second)
+        shift = self.too_much[equations.fold] * (2 * equations.size / k - 1)
+        self.residual = (apart + shift) / 2
 
-    def expectation(self, folds: Tensor) -> tuple[Tensor, Tensor]:
+    def expectation(self, folds: Tensor, orders: Tensor) -> tuple[Tensor, Tensor]:
         """Shapley values of some folds' fits, by permutations of their own.
 
+        Args:
+            folds: (n,) int64.
+            orders: (n, n_orders, k), forward permutations for each.
         Returns:
-            (len(folds), k) float64 twice: values, and the sampling variance of each.
+            (n, k) float64 twice: values, and the sampling variance of each.
         """
-        k, n_folds = self.equations.k, self.equations.n_folds
-        n_pairs = OWN_COALITIONS * self.equations.permutations / 2
-        per_fold = max(2, round(n_pairs / n_folds))
-        orders = antithetic_permutations(k, 2 * per_fold * n_folds, self.pairs.seed)
-        forward = torch.from_numpy(orders[0::2].copy()).to(folds.device)
-        forward = forward.unflatten(0, (n_folds, per_fold))[folds].flatten(0, 1)
-        of_pair = folds.repeat_interleave(per_fold)
+        n, n_orders, k = orders.shape
+        of_order = folds.repeat_interleave(n_orders)
         block = max(1, BLOCK_NUMBERS // (k * self.effects.shape[2]))
-        parts = zip(forward.split(block), of_pair.split(block), strict=True)
+        parts = zip(orders.flatten(0, 1).split(block), of_order.split(block), strict=True)
         found = torch.cat([self._contributions(*part) for part in parts])
-        found = found.unflatten(0, (len(folds), per_fold)) - self.tilt[folds][:, None, None] / k
-        return found.mean(1), found.var(1) / per_fold
+        found = found.unflatten(0, (n, n_orders)) - self.too_much[folds][:, None, None] / k
+        return found.mean(1), found.var(1) / n_orders
 
     def _contributions(self, orders: Tensor, folds: Tensor) -> Tensor:
         """Marginal contributions in the fitted games, means of a permutation and its reverse.
@@ -248,7 +315,7 @@ class _Fit:
 
 
 def _powers(tilt: Tensor) -> Tensor:
-    """Chebyshev polynomials of the size, (n, 1) -> (n, DEGREE + 1), odd ones odd and 1 at 1;
-    nearly orthogonal under the sizes' distribution."""
+    """Chebyshev polynomials of the size, (..., 1) -> (..., DEGREE + 1), odd ones odd and all 1 at
+    1; nearly orthogonal under the sizes' distribution."""
     angle = tilt.clamp(-1, 1).arccos()
     return torch.cos(torch.arange(DEGREE + 1, device=tilt.device) * angle)

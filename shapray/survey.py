@@ -24,7 +24,7 @@ from shapray.evaluate import count_macs, tally
 from shapray.fold import fold
 from shapray.game import Game
 from shapray.network_game import NetworkGame, NetworkSplit
-from shapray.pairs import Pairs, are_drawn
+from shapray.pairs import Pairs, in_pairs
 from shapray.precision import choose_precision
 from shapray.store import CLASS_SCORES, SCORES, RunDirectory
 from shapray.surgery import prune_model
@@ -154,10 +154,12 @@ class Surveyor:
             share = len(sampled) / len(n_active)
             n_sampled = max(1, min(n_images, round(at_once * share)))
             chosen = game(_evenly(sampled, n_active, n_sampled))
-            tables, coalition = self._sampled(chosen, split, job.score.permutations)
-            if are_drawn(int(chosen.active.sum(1).max()), job.score.permutations):
+            most = max(task.permutations)
+            tables, coalition = self._sampled(chosen, split, most)
+            if in_pairs(int(chosen.active.sum(1).max()), most):
                 rows = MAX_PERMUTATIONS  # all pairs of an image are in work together
-            chosen = game(_evenly(sampled, n_active, min(PRETENDED_IMAGES, n_sampled)))
+            few_images = min(PRETENDED_IMAGES, n_sampled, split.images_at_once(most))
+            chosen = game(_evenly(sampled, n_active, few_images))
             pretended, times = _Pretended(chosen), []
             for permutations in task.permutations:
                 spent, estimates = self._books(pretended, job.score, permutations)
@@ -194,7 +196,7 @@ class Surveyor:
         that will be drawn."""
         n_images, most_players = len(game.active), int(game.active.sum(1).max())
         most = max(TIMED_MACS / max(1, split.tail_macs), 2.0 * split.rows)
-        if are_drawn(most_players, permutations):
+        if in_pairs(most_players, permutations):
             parts = _some_pairs(game, permutations, most)
         else:
             parts = _some_steps(game, permutations, most)
@@ -324,10 +326,10 @@ def _some_pairs(
     game: NetworkGame, permutations: int, most: float
 ) -> list[tuple[int, Callable[[], object]]]:
     """The same with two coalitions of every image, and with as many as are timed."""
-    images = [i for i, k in enumerate(game.active.sum(1).tolist()) if are_drawn(k, permutations)]
+    images = [i for i, k in enumerate(game.active.sum(1).tolist()) if in_pairs(k, permutations)]
     ends = torch.zeros(len(game.active), 2, dtype=torch.float64)
     pairs = Pairs(game, images, permutations, list(range(len(game.active))), ends)
-    index, coalitions = pairs.coalitions(permutations)
+    index, coalitions = next(pairs.batches(permutations))
     rank = torch.cat([torch.arange(n) for n in torch.bincount(index).tolist()])  # in its image
     parts: list[tuple[int, Callable[[], object]]] = []
     for per_image in sorted({2, max(2, int(most / len(images)))}):

@@ -421,6 +421,22 @@ def test_outputs_are_those_of_the_masked_network(network):
         assert_near(game.outputs(images, coalitions), expected)
 
 
+def test_outputs_in_any_order_and_in_any_number_of_parts(network):
+    for group in network.groups[:3]:
+        images, coalitions = draw(len(network.images), group.n_units, 23)
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(1))]
+        images[images == 1] = 0  # not all of them
+        game = network.game(group)
+        expected = game.masked_outputs(images, coalitions)
+        for rows in (1, 3, 16):
+            game.rows = rows
+            assert_near(game.outputs(images, coalitions), expected)
+        if game.sums is not None:
+            game.sums.images_at_once = 1
+            assert_near(game.outputs(images, coalitions), expected)
+        assert game.outputs(images[:0], coalitions[:0]).shape == (0, expected.shape[1])
+
+
 def test_outputs_are_those_of_the_pruned_network(network):
     for group in network.groups:
         every = torch.arange(len(network.images))

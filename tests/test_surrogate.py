@@ -110,7 +110,7 @@ def test_right_on_average(kind, n_permutations):
 @pytest.mark.parametrize("kind", KINDS)
 def test_standard_errors_are_those_of_the_sampling(kind, n_permutations):
     values, errors, known = repeats(kind, n_permutations)
-    # all but an unknown part of the error is independent between two pairs' fits
+    # pairs that are corrected by fits to each other share a part of their errors
     least = 0.7 if n_permutations == 4 else 0.8
     assert least < (errors**2).mean() / ((values - known) ** 2).mean() < 1.25
 
@@ -203,6 +203,21 @@ def test_each_coalition_is_evaluated_once_within_the_price_of_the_permutations(
         assert estimated.n_permutations == n_permutations
 
 
+@pytest.mark.parametrize("n_players", [6, 8])
+def test_rounds_that_meet_the_target_are_one_draw_of_as_many(n_players):
+    game = Logits(n_players, 8, interaction=0.5)
+    seeds = [image_seed(0, "logits", str(image)) for image in range(8)]
+    rounds = Score(estimator="permutation", permutations=64, target_standard_error=0.05)
+    in_rounds = estimate(game, rounds, seeds)
+    taken = in_rounds[0].n_permutations
+    assert taken < 64
+    at_once = estimate(game, Score(estimator="permutation", permutations=taken), seeds)
+    for one, other in zip(at_once, in_rounds, strict=True):
+        assert one.n_evaluations == other.n_evaluations
+        np.testing.assert_allclose(one.shapley_value, other.shapley_value, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(one.standard_error, other.standard_error, rtol=0, atol=1e-9)
+
+
 def test_rounds_up_to_the_most_are_one_draw_of_as_many():
     """A target that is never met changes nothing but the time."""
     game = Logits(9, 4, interaction=1.0)
@@ -218,6 +233,74 @@ def test_rounds_up_to_the_most_are_one_draw_of_as_many():
     for one, other in zip(at_once, in_rounds, strict=True):
         np.testing.assert_array_equal(one.shapley_value, other.shapley_value)
         np.testing.assert_array_equal(one.standard_error, other.standard_error)
+
+
+@pytest.mark.parametrize("n_players", [5, 6, 7])
+def test_the_fewest_players_of_pairs_and_the_most_of_permutations(n_players):
+    game = Logits(n_players, 800, interaction=1.0, noise=0.5)
+    values, _ = sample(game, 4)
+    bound = 4 * values.std(0, ddof=1) / np.sqrt(len(values))
+    assert (np.abs(values.mean(0) - game.known) < bound).all()
+    assert np.ptp(values.sum(1)) < 1e-9
+
+
+class Sums(Game):
+    """Two outputs, each a sum over the members, and the first one's value."""
+
+    def __init__(self, n_players: int) -> None:
+        self.n_players = n_players
+        effects = np.random.default_rng(0).normal(size=(n_players, 2))
+        self.effects = torch.from_numpy(effects)
+        self.active = torch.ones(1, n_players, dtype=torch.bool)
+        both = torch.stack([torch.zeros(n_players), torch.ones(n_players)]).bool()
+        self.reference = self.outputs(torch.zeros(2), both)[None]
+
+    def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        return coalitions.double() @ self.effects
+
+    def value(self, images: Tensor, outputs: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+    def surrogate(self):
+        return self.value, lambda images, outputs: outputs
+
+
+@pytest.mark.parametrize("n_players", [128, 129, 512, 513])
+def test_many_players(n_players):
+    """Both numbers of folds, and the last numbers of players with and without a fit."""
+    game = Sums(n_players)
+    (found,) = estimate(game, Score(estimator="permutation", permutations=4), [1])
+    known = game.effects[:, 0].numpy()
+    assert found.n_evaluations <= n_sampled(n_players, 4)
+    np.testing.assert_allclose(found.shapley_value.sum(), known.sum(), rtol=0, atol=1e-9)
+    error = np.abs(found.shapley_value - known).mean()
+    assert error < 0.05 * known.std()
+
+
+def test_outputs_that_are_not_finite_beside_values_that_are():
+    """Minus infinity is a logit of a class that cannot be."""
+    game = Logits(9, 200, interaction=0.5)
+    game.table[::7, 2] = -torch.inf
+    game.reference = game.table[[0, -1]].expand(200, 2, 4)
+    game.known = brute_force.shapley(
+        game.value(torch.zeros(2**9, dtype=torch.int64), game.table).numpy()
+    )
+    values, errors = sample(game, 8)
+    assert np.isfinite(errors).all()
+    bound = 4 * values.std(0, ddof=1) / np.sqrt(len(values))
+    assert (np.abs(values.mean(0) - game.known) < bound).all()
+
+
+def test_images_by_pairs_and_by_permutations_in_one_estimate():
+    game = Logits(9, 4, interaction=1.0)
+    game.active[[1, 3], 4:] = False  # too few players for pairs
+    together = sample(game, 8)
+    for image in range(4):
+        alone = Logits(9, 4, interaction=1.0)
+        alone.active[:] = game.active[image]
+        beside = sample(alone, 8)
+        np.testing.assert_array_equal(together[0][image], beside[0][image])
+        np.testing.assert_array_equal(together[1][image], beside[1][image])
 
 
 def test_a_coalition_whose_value_is_no_number_is_named():

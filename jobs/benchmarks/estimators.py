@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--permutations", nargs="+", type=int, default=[2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peer-seeds", type=int, default=2)
-    parser.add_argument("--peer-images", type=int, help="default: fewer in early layers")
+    parser.add_argument("--peer-images", type=int, help="default: 16 or 32")
     parser.add_argument("--loop-permutations", type=int, default=LOOP_PERMUTATIONS)
     parser.add_argument("--reference-permutations", type=int, help="default: by layer")
     parser.add_argument("--cache", type=Path, default=CACHE)

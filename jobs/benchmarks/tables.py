@@ -160,7 +160,7 @@ def _evaluations(groups: list[Rows]) -> str:
         lines.append([f"{first['network']} {first['group']}", *cells])
     return (
         "Evaluations that plain antithetic permutations need for the error that this package "
-        f"reaches, over its own (error of the plain ones: c / P, c from {HEADLINE} permutations). "
+        f"reaches, over its own (error of the plain ones: c / P, c from {HEADLINE} of them). "
         "Errors are averaged image by image, which is the same for estimates that are unbiased and "
         "independent, and steadier. Two permutations are a single pair, from which nothing is "
         "fitted.\n\n" + markdown(["group", *(f"{b} permutations (asked)" for b in budgets)], lines)
