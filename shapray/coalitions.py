@@ -57,8 +57,7 @@ def size_weights(n_players: int) -> Tensor:
 def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
     """Independent coalitions, each to be taken with its complement; all of a size alike.
 
-    Sizes follow `size_weights`, spread evenly by a golden-ratio sequence with a random start. A
-    longer draw with the same seed begins with the shorter one.
+    Sizes follow `size_weights`. A longer draw with the same seed begins with the shorter one.
 
     Args:
         n_players: at least 2.
@@ -68,17 +67,15 @@ def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
         (n_pairs, n_players) bool; no coalition is empty or full.
     """
     random = np.random.Generator(np.random.Philox(key=seed))
-    golden = (np.sqrt(5) - 1) / 2
-    at = (random.random() + golden * np.arange(n_pairs)) % 1
     up_to = size_weights(n_players).cumsum(0).numpy()
-    size = 1 + np.minimum(np.searchsorted(up_to, at, side="right"), n_players - 2)
     members = np.zeros((n_pairs, n_players), bool)
     rows = max(1, DRAWN_NUMBERS // n_players)
     for start in range(0, n_pairs, rows):
-        part = slice(start, start + rows)
-        order = random.random(members[part].shape).argsort(axis=1)
-        joined = np.arange(n_players) < size[part, None]
-        np.put_along_axis(members[part], order, joined, axis=1)
+        part = members[start : start + rows]
+        drawn = random.random((len(part), 1 + n_players))  # a pair's own numbers, one after another
+        size = 1 + np.minimum(up_to.searchsorted(drawn[:, :1], side="right"), n_players - 2)
+        order = drawn[:, 1:].argsort(axis=1)
+        np.put_along_axis(part, order, np.arange(n_players) < size, axis=1)
     return members
 
 

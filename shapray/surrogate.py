@@ -35,7 +35,7 @@ from torch import Tensor
 
 from shapray.coalitions import antithetic_permutations, size_weights
 
-MIN_PLAYERS = 6  # fewer have too few coalitions to fit anything to
+MIN_PLAYERS = 9  # fewer leave too few pairs: fits to each other's come to depend on each other
 MAX_PLAYERS = 512  # beyond, a fit of as many numbers takes more than it gives
 FOLDS, FOLDS_OF_MANY = 16, 8  # of pairs; the fits to many players are dear
 MANY_PLAYERS = 128

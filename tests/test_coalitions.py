@@ -67,9 +67,9 @@ def test_pairs_have_their_sizes_and_all_coalitions_of_a_size_alike(n_players):
     members = paired_coalitions(n_players, n_pairs, seed=5)
     sizes = np.bincount(members.sum(1), minlength=n_players + 1)
     assert sizes[0] == sizes[-1] == 0
-    expected = n_pairs * size_weights(n_players).numpy()
-    # spread evenly: far closer than independent draws, which would be off by their square root
-    assert (np.abs(sizes[1:-1] - expected) < 10).all()
+    share = size_weights(n_players).numpy()
+    bound = 4.5 * np.sqrt(n_pairs * share * (1 - share))
+    assert (np.abs(sizes[1:-1] - n_pairs * share) <= bound).all()
     for size in range(1, n_players):
         n = sizes[size]
         share = size / n_players

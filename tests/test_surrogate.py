@@ -151,7 +151,7 @@ def test_outputs_that_do_not_depend_on_the_coalition():
 
 @pytest.mark.parametrize("n_players", [1, 2, 3])
 def test_few_players(n_players):
-    """Fewer coalitions than coefficients of the fit."""
+    """Too few for pairs of coalitions: plain permutations."""
     game = Logits(n_players, 50, interaction=1.0)
     values, errors = sample(game, 8)
     assert np.isfinite(errors).all()
@@ -203,7 +203,7 @@ def test_each_coalition_is_evaluated_once_within_the_price_of_the_permutations(
         assert estimated.n_permutations == n_permutations
 
 
-@pytest.mark.parametrize("n_players", [6, 8])
+@pytest.mark.parametrize("n_players", [8, 9, 10])
 def test_rounds_that_meet_the_target_are_one_draw_of_as_many(n_players):
     game = Logits(n_players, 8, interaction=0.5)
     seeds = [image_seed(0, "logits", str(image)) for image in range(8)]
@@ -235,7 +235,7 @@ def test_rounds_up_to_the_most_are_one_draw_of_as_many():
         np.testing.assert_array_equal(one.standard_error, other.standard_error)
 
 
-@pytest.mark.parametrize("n_players", [5, 6, 7])
+@pytest.mark.parametrize("n_players", [8, 9])
 def test_the_fewest_players_of_pairs_and_the_most_of_permutations(n_players):
     game = Logits(n_players, 800, interaction=1.0, noise=0.5)
     values, _ = sample(game, 4)
@@ -314,15 +314,15 @@ def test_a_coalition_whose_value_is_no_number_is_named():
 
 
 def test_null_players_take_no_part_in_the_fit():
-    game = Logits(9, 300)
-    kept = np.setdiff1d(np.arange(9), [2, 5])
-    numbers = brute_force.subsets(9)[:, kept] @ 2**kept  # of the coalition without 2 and 5
+    game = Logits(11, 300)
+    kept = np.setdiff1d(np.arange(11), [2, 5])
+    numbers = brute_force.subsets(11)[:, kept] @ 2**kept  # of the coalition without 2 and 5
     game.table = game.table[numbers]
     game.active[:, [2, 5]] = False
     game.reference = game.table[[0, -1]].expand(300, 2, 4)
     values, errors = sample(game, 8)
     known = brute_force.shapley(
-        game.value(torch.zeros(2**9, dtype=torch.int64), game.table).numpy()
+        game.value(torch.zeros(2**11, dtype=torch.int64), game.table).numpy()
     )
     assert (values[:, [2, 5]] == 0).all()
     assert (errors[:, [2, 5]] == 0).all()
