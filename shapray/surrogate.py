@@ -83,9 +83,8 @@ def corrected(pairs: ImagePairs) -> tuple[Tensor, Tensor]:
     squares = torch.stack([equations.per_fold(fit.residual).square().sum(1) for fit in fits])
     others = squares.sum(1, keepdim=True) - squares  # a fold's own residuals take no part
     chosen = others.argmin(0)  # the fit of each fold
-    residual = torch.stack([fit.residual for fit in fits]).gather(0, chosen[equations.fold][None])[
-        0
-    ]
+    of_fits = torch.stack([fit.residual for fit in fits])
+    residual = of_fits.gather(0, chosen[equations.fold][None])[0]
     orders = equations.orders()
     expected = pairs.values.new_zeros(equations.n_folds, equations.k)
     noise = torch.zeros_like(expected)
@@ -123,7 +122,7 @@ class _Equations:
         self.share = torch.bincount(self.fold, minlength=self.n_folds).double() / n_pairs
         self.permutations = 2 * n_pairs / (self.k - 1)
         self.size = pairs.members.sum(1).double()
-        # Where an output is not finite the value may be; the fit is then one to something else.
+        # An output may be infinite where the value is not; then the fit is one to something else.
         outputs, ends = (x.where(x.isfinite(), 0.0) for x in (pairs.outputs, pairs.end_outputs))
         (first, second), (nobody, everybody) = outputs.unbind(1), ends
         targets = [(first - second) / 2, (first + second) / 2]
