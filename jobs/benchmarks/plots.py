@@ -103,7 +103,8 @@ def plot_throughput(rows: list[Row], folder: Path) -> None:
         at = [i + shift for i, name in enumerate(names) if name in heights]
         ax.bar(at, [heights[name] for name in names if name in heights], 0.4, label=precision)
     ax.axhline(1, color="black", linewidth=0.8)
-    ax.set_xticks(range(len(names)), [f"{n}\n{g}" for n, g in names], fontsize=7)
+    labels = [f"{network}\n{group.removesuffix('.conv1')}" for network, group in names]
+    ax.set_xticks(range(len(names)), labels, fontsize=7)
     ax.set(yscale="log", ylabel="coalitions/s ÷ rows/s of the plain tail forward")
     ax.legend()
     figure.savefig(folder / "throughput.png", dpi=80)
