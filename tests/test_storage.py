@@ -118,6 +118,7 @@ def test_a_folder_of_images_with_requests_refused(s3, tmp_path):
     assert torch.equal(remote.load(0, len(local)), local.load(0, len(local)))
 
 
+@pytest.mark.slow
 def test_a_bucket_that_turns_read_only_keeps_what_was_done(s3, finished, tmp_path, capsys):
     output = f"s3://{BUCKET}/readonly"
     job = write_job(tmp_path, **FEW, output=output)
