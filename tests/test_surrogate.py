@@ -87,7 +87,7 @@ KINDS = {
     "interacting": {"interaction": 0.2},
     "rough": {"interaction": 1.0, "noise": 1.0},
 }
-N_REPEATS = 400
+N_REPEATS = 600
 
 
 @functools.cache
@@ -110,7 +110,8 @@ def test_right_on_average(kind, n_permutations):
 @pytest.mark.parametrize("kind", KINDS)
 def test_standard_errors_are_those_of_the_sampling(kind, n_permutations):
     values, errors, known = repeats(kind, n_permutations)
-    # pairs that are corrected by fits to each other share a part of their errors
+    # Pairs that are corrected by fits to each other share a part of their errors; and of 16 pairs
+    # a few images in a hundred are fitted so badly that half of the mean square is theirs.
     least = 0.7 if n_permutations == 4 else 0.8
     assert least < (errors**2).mean() / ((values - known) ** 2).mean() < 1.25
 
