@@ -35,7 +35,7 @@ from torch import Tensor
 
 from shapray.coalitions import antithetic_permutations, size_weights
 
-MIN_PLAYERS = 9  # fewer leave too few pairs: fits to each other's come to depend on each other
+MIN_PLAYERS = 9  # of fewer there are too few pairs to fit anything to
 MAX_PLAYERS = 512  # beyond, a fit of as many numbers takes more than it gives
 FOLDS, FOLDS_OF_MANY = 16, 8  # of pairs; the fits to many players are dear
 MANY_PLAYERS = 128
@@ -45,7 +45,7 @@ DEGREE = 5  # of the polynomial in the size
 N_POWERS = (DEGREE + 1) // 2  # odd ones, and even ones
 SIZE_RIDGE = 1e-4  # penalty of its coefficients
 # Penalties of a player's effects a, b, c for eight permutations' worth of pairs; the better choice
-# is found image by image.
+# is found fold by fold.
 RIDGES = ((0.01, 0.25, 0.25), (1.0, 1.0, 1.0))
 
 

@@ -97,7 +97,7 @@ def repeats(kind: str, n_permutations: int) -> tuple[np.ndarray, np.ndarray, np.
     return *sample(game, n_permutations), game.known
 
 
-@pytest.mark.parametrize("n_permutations", [4, 8])
+@pytest.mark.parametrize("n_permutations", [4, 8, 20])
 @pytest.mark.parametrize("kind", KINDS)
 def test_right_on_average(kind, n_permutations):
     values, _, known = repeats(kind, n_permutations)
@@ -106,7 +106,7 @@ def test_right_on_average(kind, n_permutations):
     assert (np.abs(values.mean(0) - known) < bound).all()
 
 
-@pytest.mark.parametrize("n_permutations", [4, 8])
+@pytest.mark.parametrize("n_permutations", [4, 8, 20])
 @pytest.mark.parametrize("kind", KINDS)
 def test_standard_errors_are_those_of_the_sampling(kind, n_permutations):
     values, errors, known = repeats(kind, n_permutations)
@@ -238,7 +238,7 @@ def test_rounds_up_to_the_most_are_one_draw_of_as_many():
 
 @pytest.mark.parametrize("n_players", [8, 9])
 def test_the_fewest_players_of_pairs_and_the_most_of_permutations(n_players):
-    game = Logits(n_players, 500, interaction=1.0, noise=0.5)
+    game = Logits(n_players, 800, interaction=1.0, noise=0.5)
     values, _ = sample(game, 4)
     bound = 4 * values.std(0, ddof=1) / np.sqrt(len(values))
     assert (np.abs(values.mean(0) - game.known) < bound).all()
