@@ -96,22 +96,12 @@ class Chains:
             raise NonFiniteValue(self.images[row], sorted(kept), fresh[row, chain, step].item())
         self.n_done = n_chains
 
-    def estimates(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Shapley values of the images, from the permutations evaluated so far.
+    def estimate(self, row: int) -> Tensor:
+        """Shapley values of an image's players, from the permutations evaluated so far.
 
         Returns:
-            per image, values and standard errors, (n_players,) float64; both 0 for null players.
+            (2, k) float64, values and standard errors; these are NaN from a single pair.
         """
-        found = []
-        for row, players in enumerate(self.players):
-            both = np.zeros((2, self.game.n_players))
-            if len(players):
-                both[:, players] = self._of_row(row).cpu().numpy()
-            found.append((both[0], both[1]))
-        return found
-
-    def _of_row(self, row: int) -> Tensor:
-        """Mean and standard error, (2, k); the error is NaN from a single pair."""
         k = len(self.players[row])
         orders = torch.from_numpy(self.orders[row, : self.n_done, :k]).to(self.values.device)
         found = marginals(orders, self.values[row, : self.n_done, : k + 1])

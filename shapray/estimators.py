@@ -191,10 +191,14 @@ def _enumerate(game: Game, image: int) -> Estimate:
 
 
 def _sampled(game: Game, sample: Pairs | Chains, ends: Tensor) -> dict[int, Estimate]:
-    return {
-        image: Estimate(
-            shapley_value=shapley_value,
-            standard_error=standard_error,
+    found = {}
+    for row, (image, players) in enumerate(zip(sample.images, sample.players, strict=True)):
+        both = np.zeros((2, game.n_players))  # of a null player both are 0
+        if len(players):
+            both[:, players] = sample.estimate(row).cpu().numpy()
+        found[image] = Estimate(
+            shapley_value=both[0],
+            standard_error=both[1],
             active=game.active[image].numpy(),
             estimator="permutation",
             n_evaluations=sample.n_evaluations(row),
@@ -202,7 +206,4 @@ def _sampled(game: Game, sample: Pairs | Chains, ends: Tensor) -> dict[int, Esti
             value_all=ends[image, 1].item(),
             value_none=ends[image, 0].item(),
         )
-        for row, (image, (shapley_value, standard_error)) in enumerate(
-            zip(sample.images, sample.estimates(), strict=True)
-        )
-    }
+    return found

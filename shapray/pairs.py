@@ -83,7 +83,7 @@ class Pairs:
         ends: Tensor,
     ) -> None:
         self.game, self.images, self.seeds, self.ends = game, images, seeds, ends
-        self.players = [game.active[image].nonzero()[:, 0] for image in images]
+        self.players = [game.active[image].nonzero()[:, 0].numpy() for image in images]
         self.drawn = [
             DrawnPairs(len(players), n_permutations, seeds[image])
             for image, players in zip(images, self.players, strict=True)
@@ -93,10 +93,12 @@ class Pairs:
         self.value, self.pool = stand_in
         self.device = game.reference.device
         self.values = [torch.empty(0, dtype=torch.float64, device=self.device) for _ in images]
-        self.outputs: list[Tensor] = []  # of the surrogate's `value`
-        for image in images:
-            index = torch.tensor([image, image], device=self.device)
-            self.outputs.append(self.pool(index, game.reference[image].double())[:0])
+        # outputs as the surrogate's `value` takes them
+        self.end_outputs = [
+            self.pool(torch.tensor([i, i], device=self.device), game.reference[i].double())
+            for i in images
+        ]
+        self.outputs = [ends_of_image[:0] for ends_of_image in self.end_outputs]
         self.n_done = 0
 
     def batches(self, n_permutations: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,33 +150,25 @@ class Pairs:
                 self.outputs[row] = torch.cat([self.outputs[row], of_outputs])
         self.n_done = n_permutations
 
-    def estimates(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Shapley values of the images, from the coalitions evaluated so far.
+    def estimate(self, row: int) -> Tensor:
+        """Shapley values of an image's players, from the coalitions evaluated so far.
 
         Returns:
-            per image, values and standard errors, (n_players,) float64; both 0 for null players.
+            (2, k) float64, values and standard errors.
         """
-        found = []
-        for row, players in enumerate(self.players):
-            both = np.zeros((2, self.game.n_players))
-            both[:, players.numpy()] = torch.stack(corrected(self._of_row(row))).cpu().numpy()
-            found.append((both[0], both[1]))
-        return found
-
-    def _of_row(self, row: int) -> ImagePairs:
         image, drawn = self.images[row], self.drawn[row]
         n = drawn.n_pairs(self.n_done)
         place = torch.from_numpy(drawn.place[:n]).to(self.device)
-        index = torch.tensor([image, image], device=self.device)
-        return ImagePairs(
+        pairs = ImagePairs(
             members=torch.from_numpy(drawn.members[:n]).to(self.device),
             values=self.values[row][place],
             outputs=self.outputs[row][place],
             end_values=self.ends[image].to(self.device),
-            end_outputs=self.pool(index, self.game.reference[image].double()),
+            end_outputs=self.end_outputs[row],
             value=_of_image(self.value, image),
             seed=self.seeds[image] ^ 1,  # another stream: Philox keys need only differ
         )
+        return torch.stack(corrected(pairs))
 
     def n_evaluations(self, row: int) -> int:
         """Coalitions whose value was computed for the image in a row, both ends included."""

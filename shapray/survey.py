@@ -326,7 +326,10 @@ def _some_pairs(
     game: NetworkGame, permutations: int, most: float
 ) -> list[tuple[int, Callable[[], object]]]:
     """The same with two coalitions of every image, and with as many as are timed."""
-    images = [i for i, k in enumerate(game.active.sum(1).tolist()) if in_pairs(k, permutations)]
+    players = game.active.sum(1).tolist()
+    images = [i for i, k in enumerate(players) if in_pairs(k, permutations)]
+    of_one = most / len(images) / (min(players[i] for i in images) - 1)  # permutations' worth
+    permutations = min(permutations, 2 * max(2, math.ceil(of_one / 2)))
     ends = torch.zeros(len(game.active), 2, dtype=torch.float64)
     pairs = Pairs(game, images, permutations, list(range(len(game.active))), ends)
     index, coalitions = next(pairs.batches(permutations))

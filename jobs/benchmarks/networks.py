@@ -134,28 +134,22 @@ def ready_inputs(split: NetworkSplit, game: NetworkGame, index: Tensor) -> list[
     return inputs
 
 
-def wide_instructions() -> list[str]:
-    """What the processor says it has of what matters here."""
+def _processor() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
-    fields = {key.strip(): text for key, _, text in (line.partition(":") for line in lines)}
-    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    return [name for name in known if name in fields.get("flags", "").split()]
+    return {key.strip(): text.strip() for key, _, text in (line.partition(":") for line in lines)}
+
+
+def wide_instructions() -> list[str]:
+    """What the processor has of what matters here."""
+    flags = _processor().get("flags", "").split()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def machine() -> str:
     """One line about what the benchmark ran on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next(
-            (
-                line.partition(":")[2].strip()
-                for line in info.read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            cpu,
-        )
+    cpu = _processor().get("model name", platform.processor() or platform.machine())
     return (
         f"{cpu} ({', '.join(wide_instructions()) or 'no wide instructions known'}), "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, "
