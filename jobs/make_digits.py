@@ -25,8 +25,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.calibration import ImageSet, check_disjoint, open_images
 from shapray.config import Images, Transform
+from shapray.inputs.images import ImageSet, check_disjoint, open_images
 from shapray.zoo import digits_cnn
 
 HERE = Path(__file__).parent / "data"

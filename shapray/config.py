@@ -1,7 +1,5 @@
 """The job file: frozen models that refuse unknown keys."""
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -19,15 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-TABLE_FORMAT = 1  # raised when the meaning of a shard's columns changes
-SAMPLING_VERSION = 2  # raised when the same job would give other scores
-MAX_EXACT_PLAYERS = 24  # 2**24 coalitions of one image; more is never meant
+from shapray.errors import JobError
+from shapray.shapley.estimators import MAX_EXACT_PLAYERS
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
-
-class JobError(ValueError):
-    """The job file or one of its inputs is wrong; the message is for the user (exit status 2)."""
 
 
 def _bytes(value: Any) -> Any:
@@ -291,8 +284,3 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
     for part in location:
         model = model.model_fields[part].annotation
     return list(model.model_fields)
-
-
-def digest(value: Any) -> str:
-    """Hex SHA-256 of a JSON-able value, keys sorted."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

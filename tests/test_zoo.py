@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray import zoo
-from shapray.calibration import open_images
 from shapray.config import Images, Model, Transform
-from shapray.model import build_model
+from shapray.inputs.images import open_images
+from shapray.inputs.model import build_model
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

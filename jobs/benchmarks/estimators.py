@@ -35,9 +35,9 @@ from jobs.benchmarks.plots import plot_estimators
 from jobs.benchmarks.reference import CACHE, Reference, load_reference
 from jobs.benchmarks.results import RESULTS, Row, fill, merge, read
 from shapray.config import Score
-from shapray.estimators import Estimate, estimate, is_exact
-from shapray.game import Game
-from shapray.groups import Group
+from shapray.network.group import Group
+from shapray.shapley.estimators import Estimate, estimate, is_exact
+from shapray.shapley.game import Game
 
 PATH = RESULTS / "estimators.parquet"
 PEER_IMAGES = {"layer": 16, "conv": 32, "fc": 32}

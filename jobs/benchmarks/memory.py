@@ -13,7 +13,7 @@ import torch
 import shapray.cluster  # noqa: F401  (ray and all that a worker has loaded)
 from jobs.benchmarks.networks import load, selected
 from shapray.config import Score
-from shapray.estimators import estimate
+from shapray.shapley.estimators import estimate
 
 TASK_IMAGES = 16
 

@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from shapray.calibration import open_images
-from shapray.coalitions import image_seed
-from shapray.config import Images, Model, Transform, digest
-from shapray.fold import fold
-from shapray.groups import Group, check_group, find_groups
-from shapray.model import build_model, weights_digest
-from shapray.network_game import NetworkGame, NetworkSplit
+from shapray.config import Images, Model, Transform
+from shapray.engine.fold import fold
+from shapray.engine.network_game import NetworkGame, NetworkSplit
+from shapray.inputs.digest import digest, weights_digest
+from shapray.inputs.images import open_images
+from shapray.inputs.model import build_model
+from shapray.network.check import check_group
+from shapray.network.find import find_groups
+from shapray.network.group import Group
+from shapray.shapley.coalitions import image_seed
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

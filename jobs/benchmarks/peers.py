@@ -40,9 +40,9 @@ import torch
 from torch import Tensor
 
 from jobs.benchmarks.networks import ready_inputs, ready_tail
-from shapray.estimators import n_sampled
-from shapray.game import Game
-from shapray.network_game import NetworkGame, NetworkSplit
+from shapray.engine.network_game import NetworkGame, NetworkSplit
+from shapray.shapley.estimators import n_sampled
+from shapray.shapley.game import Game
 
 Values = Callable[[Tensor], Tensor]  # (n_rows, n_players) bool -> (n_rows,) float64
 Peer = Callable[[Values, int, int, int], np.ndarray]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from shapray.game import Game
+from shapray.shapley.game import Game
 
 
 class PlainGame(Game):

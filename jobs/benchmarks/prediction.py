@@ -36,11 +36,12 @@ from jobs.benchmarks.results import (
     provenance,
     read,
 )
+from shapray.cluster.local_pool import LocalPool
 from shapray.config import load_job
-from shapray.forecast import make_forecast
-from shapray.planning import score_tasks
-from shapray.pool import LocalPool
-from shapray.worker import Receipt, Worker
+from shapray.driver.forecast import make_forecast
+from shapray.driver.tasks import score_tasks
+from shapray.worker.tasks import Receipt
+from shapray.worker.worker import Worker
 
 PATH = RESULTS / "prediction.parquet"
 JOBS = {

@@ -21,8 +21,8 @@ import torch
 from jobs.benchmarks.networks import NETWORKS, Network, load, selected
 from jobs.benchmarks.plain import PlainGame
 from shapray.config import Score
-from shapray.estimators import estimate
-from shapray.groups import Group
+from shapray.network.group import Group
+from shapray.shapley.estimators import estimate
 
 CACHE = Path("runs/benchmark-references")  # git ignores runs/
 SEED = 1_000_003  # estimates have small ones

@@ -47,14 +47,16 @@ from jobs.benchmarks.results import (
     read,
 )
 from jobs.benchmarks.simulated import Simulation
-from shapray.backlog import Backlog
-from shapray.cluster import RayPool
+from shapray.cluster.backlog import Backlog
+from shapray.cluster.ray_pool import RayPool
 from shapray.config import Cluster, Job
-from shapray.estimators import is_exact, n_sampled
-from shapray.planning import open_inputs, plan, score_tasks
-from shapray.store import RunDirectory
-from shapray.survey import Surveyor, SurveyTask
-from shapray.worker import ScoreTask
+from shapray.driver.inputs import open_inputs
+from shapray.driver.plan import plan
+from shapray.driver.tasks import score_tasks
+from shapray.shapley.estimators import is_exact, n_sampled
+from shapray.storage.run_directory import RunDirectory
+from shapray.worker.survey import Surveyor, SurveyTask
+from shapray.worker.tasks import ScoreTask
 
 PATH = RESULTS / "scheduling.parquet"
 PARTS = ("driver", "memory", "workers", "simulation")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from shapray.backlog import Backlog, Entry
-from shapray.worker import N_SPLITS, ScoreTask
+from shapray.cluster.backlog import Backlog, Entry
+from shapray.worker.tasks import ScoreTask
+from shapray.worker.worker import N_SPLITS
 
 REPLACED_AFTER = 60.0  # seconds from a worker's death
 

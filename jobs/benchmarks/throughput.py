@@ -42,10 +42,10 @@ from jobs.benchmarks.networks import (
 from jobs.benchmarks.plots import plot_throughput
 from jobs.benchmarks.results import RESULTS, Row, fill, merge, read
 from shapray.config import Score
-from shapray.estimators import estimate
-from shapray.groups import Group
-from shapray.network_game import NetworkGame, NetworkSplit
-from shapray.pairs import Pairs
+from shapray.engine.network_game import NetworkGame, NetworkSplit
+from shapray.network.group import Group
+from shapray.shapley.estimators import estimate
+from shapray.shapley.pairs import Pairs
 
 PATH = RESULTS / "throughput.parquet"
 KEYS = ("what", "network", "group", "precision")

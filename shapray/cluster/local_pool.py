@@ -1,0 +1,60 @@
+"""The simplest pool: one worker in this process."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from shapray.cluster.pool import (
+    Counts,
+    Failure,
+    Task,
+    Trouble,
+    attempt,
+    costly_first,
+    ignore,
+    set_aside,
+)
+from shapray.config import Cluster
+from shapray.errors import JobError, StorageError
+
+
+class LocalPool:
+    """One worker in this process, for what no other process can see."""
+
+    def __init__(self, make: Callable[[str], Any], cluster: Cluster) -> None:
+        cuda = cluster.device != "cpu" and torch.cuda.is_available()
+        if cluster.device == "cuda" and not cuda:
+            raise JobError("cluster.device: 'cuda' asked for, but this process sees no GPU")
+        device = "cuda" if cuda else "cpu"
+        self.worker = make(device)
+        self.device = device
+
+    @property
+    def description(self) -> str:
+        return f"1 worker in this process, {self.device}"
+
+    def run(
+        self,
+        method: str,
+        tasks: Iterable[Task],
+        on_receipt: Callable[[Any], None],
+        on_change: Callable[[Counts], None] = ignore,
+    ) -> list[Failure]:
+        failures: list[Failure] = []
+        counts = Counts(n_workers=1)
+        for task in costly_first(tasks):
+            result = attempt(self.worker, method, task)
+            if not isinstance(result, Trouble):
+                on_receipt(result)
+                counts.n_done += 1
+            elif result.kind == "storage":
+                raise StorageError(result.message)
+            else:
+                failures.append(set_aside(method, task, result))
+                counts.n_failed += 1
+            on_change(counts)
+        return failures
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,130 @@
+"""Workers as the stages see them: tasks in, results and failures out."""
+
+import logging
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Protocol
+
+from shapray.credentials import without_credentials
+from shapray.errors import JobError, StorageError
+
+logger = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    @property
+    def cost(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that was set aside."""
+
+    task: Any
+    message: str  # one line
+    traceback: str
+    is_job_error: bool  # an input of the user's is wrong
+
+
+@dataclass
+class Counts:
+    """How far a stage is."""
+
+    n_done: int = 0
+    n_failed: int = 0  # for good
+    n_retried: int = 0  # attempts that failed or whose worker died
+    n_workers: int = 0  # that are set up
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An exception of a task, in plain strings: the class may not exist where it is read."""
+
+    kind: str  # "job", "storage" or "task"
+    message: str
+    traceback: str
+
+
+def attempt(worker: Any, method: str, task: Any) -> Any:
+    try:
+        return getattr(worker, method)(task)
+    except JobError as error:
+        return Trouble("job", str(error), traceback.format_exc())
+    except StorageError as error:
+        return Trouble("storage", str(error), traceback.format_exc())
+    except Exception as error:  # set aside with its traceback
+        return Trouble("task", f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def ignore(counts: Counts) -> None:
+    """For who does not want to know."""
+
+
+class Host:
+    """Holds one worker in a process of its own.
+
+    It is made in a call of its own, so that what goes wrong there reaches the driver.
+    """
+
+    def prepare(self, make: Callable[[str], Any], device: str) -> Trouble | str:
+        """Returns the name of the machine."""
+        try:
+            self.worker = make(device)
+        except Exception as error:  # reaches the user as a message
+            return Trouble("job", f"{type(error).__name__}: {error}", traceback.format_exc())
+        return platform.node()
+
+    def call(self, method: str, tasks: Sequence[Any]) -> tuple[list[Any], float]:
+        """Results and how long they took; those after the first trouble are not there."""
+        start, results = time.monotonic(), []
+        for task in tasks:
+            results.append(attempt(self.worker, method, task))
+            if isinstance(results[-1], Trouble):
+                break
+        return results, time.monotonic() - start
+
+
+class Pool(Protocol):
+    """Workers that do tasks."""
+
+    @property
+    def description(self) -> str: ...
+
+    def run(
+        self,
+        method: str,
+        tasks: Iterable[Task],
+        on_receipt: Callable[[Any], None],
+        on_change: Callable[[Counts], None] = ignore,
+    ) -> list[Failure]:
+        """Do all tasks, the most costly first.
+
+        Args:
+            method: of the worker, called with one task; in messages the stage's name.
+            tasks: their string tells them apart in messages.
+            on_receipt: gets each result as it comes.
+            on_change: called after every few results, and now and then while there are none.
+        Returns:
+            the tasks that were set aside.
+        Raises:
+            StorageError: the run directory cannot be written.
+            JobError: a worker cannot be made.
+            ClusterError: workers die again and again.
+        """
+
+    def close(self) -> None: ...
+
+
+def costly_first(tasks: Iterable[Task]) -> list[Task]:
+    return sorted(tasks, key=attrgetter("cost"), reverse=True)  # equal ones keep their order
+
+
+def set_aside(stage: str, task: Any, trouble: Trouble) -> Failure:
+    if trouble.kind != "job":  # that is for the user, who gets it in the command's one message
+        message = without_credentials(trouble.message)
+        logger.warning("%s: %s failed for good: %s", stage, task, message)
+    return Failure(task, trouble.message, trouble.traceback, trouble.kind == "job")

@@ -1,0 +1,59 @@
+"""Which job a run directory belongs to: everything that changes a score."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shapray.credentials import without_credentials
+from shapray.errors import JobError
+from shapray.inputs.digest import weights_digest
+from shapray.shapley.estimators import SAMPLING_VERSION
+from shapray.storage.schemas import TABLE_FORMAT
+from shapray.worker.tasks import Setup
+
+
+def fingerprint_parts(inputs: Setup, precision: str) -> dict[str, Any]:
+    """Everything that changes a score, by the job's key; its digest is the run's fingerprint.
+
+    `score.groups` is not in it: a shard belongs to one group, whichever others are scored.
+    """
+    job = inputs.job
+    score = job.score.model_dump(mode="json", exclude={"groups", "precision"})
+    together = job.score.target_standard_error is not None
+    return {
+        "model.factory": job.model.factory,
+        "model.kwargs": without_credentials(job.model.kwargs),
+        "model.weights": weights_digest(inputs.model),
+        "data.calibration": inputs.calibration.digest(),
+        **{f"score.{key}": value for key, value in score.items()},
+        "score.precision": precision,
+        "cluster.images_per_task": job.cluster.images_per_task,
+        # The memory decides how many images are estimated together, and where a target says how
+        # many coalitions are enough, images look at each other.
+        **({"cluster.memory_per_worker": job.cluster.memory_per_worker} if together else {}),
+        "table_format": TABLE_FORMAT,
+        "sampling_version": SAMPLING_VERSION,
+    }
+
+
+def check_same_job(found: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> None:
+    """The run directory's fingerprint parts are those of this job.
+
+    Raises:
+        JobError: names every setting that differs.
+    """
+    differing = [
+        f"  {key}: {_short(found.get(key))} there, {_short(parts.get(key))} here"
+        for key in sorted({*found, *parts})
+        if found.get(key) != parts.get(key)
+    ]
+    if differing:
+        raise JobError(
+            f"output: {where} belongs to another job; these differ:\n"
+            + "\n".join(differing)
+            + "\nwrite to another folder, or delete that one to start over"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"digest {text[:12]}" if len(text) == 64 else text

@@ -1,0 +1,88 @@
+"""How far a stage is: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from shapray.cluster.pool import Counts
+from shapray.text import duration
+
+LINE_SECONDS = 5.0
+
+
+class Meter:
+    """Counts finished tasks of one stage and shows the rate and the time left.
+
+    Args:
+        console: where to.
+        stage: name shown in front.
+        n_tasks: of the stage.
+        cost: of all tasks; the time left goes by the cost done, as tasks are not equal.
+    """
+
+    def __init__(self, console: Console, stage: str, n_tasks: int, cost: float) -> None:
+        self.console, self.stage = console, stage
+        self.n_tasks, self.total = n_tasks, cost
+        self.n_done, self.done = 0, 0.0
+        self.start = self.shown = time.monotonic()
+        self.bar: Progress | None = None
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description:<10}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            self.row = self.bar.add_task(stage, total=self.n_tasks, note="")
+
+    def advance(self, cost: float) -> None:
+        self.n_done, self.done = self.n_done + 1, self.done + cost
+
+    def show(self, counts: Counts) -> None:
+        if self.bar is not None:
+            self.bar.update(self.row, completed=self.n_done, note=self._note(counts))
+        elif self.n_done < self.n_tasks and time.monotonic() - self.shown > LINE_SECONDS:
+            self.shown = time.monotonic()
+            note = self._note(counts)
+            self.console.print(f"{self.stage}: {self.n_done}/{self.n_tasks} tasks, {note}")
+
+    @property
+    def tasks_per_second(self) -> float:
+        return self.n_done / max(time.monotonic() - self.start, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None before anything is done."""
+        if not self.done:
+            return None
+        return (time.monotonic() - self.start) * (self.total - self.done) / self.done
+
+    def _note(self, counts: Counts) -> str:
+        parts = [f"{counts.n_workers} workers", f"{self.tasks_per_second:.3g} tasks/s"]
+        if counts.n_failed:
+            parts.insert(0, f"{counts.n_failed} failed")
+        if self.seconds_left is not None:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+
+@contextmanager
+def meter(console: Console, stage: str, n_tasks: int, cost: float) -> Iterator[Meter]:
+    """A meter for the tasks of a stage; says at the end how long they took."""
+    shown = Meter(console, stage, n_tasks, cost)
+    with shown.bar or nullcontext():
+        yield shown
+    seconds = time.monotonic() - shown.start
+    console.print(f"{stage}: {shown.n_done}/{shown.n_tasks} tasks in {duration(seconds)}")

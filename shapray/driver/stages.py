@@ -1,0 +1,274 @@
+"""The stages of a job, one after the other."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from shapray.cluster.pool import Counts, Failure, Pool
+from shapray.cluster.start import open_pool
+from shapray.config import Job
+from shapray.driver import summary
+from shapray.driver.fingerprint import check_same_job, fingerprint_parts
+from shapray.driver.inputs import open_inputs
+from shapray.driver.plan import Plan, check_exact, groups_table, plan
+from shapray.driver.progress import Meter, meter
+from shapray.driver.record import Record, now
+from shapray.driver.resume import missing_tasks, shard_reader
+from shapray.driver.tasks import evaluate_tasks, inspect_tasks, measured, score_tasks
+from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.network.surgery import prune_model
+from shapray.pruning.curve import curve_table, metrics_json
+from shapray.pruning.cuts import Network, networks, plan_json, ranking_scores
+from shapray.pruning.saved import weights_bytes
+from shapray.storage.aggregate import aggregate_group
+from shapray.storage.claim import Claim, claimed
+from shapray.storage.run_directory import RunDirectory
+from shapray.storage.schemas import CLASS_SCORES, CURVE, GROUPS, SCORES
+from shapray.storage.shards import UnsoundShard
+from shapray.worker.tasks import Evaluation, PrecisionTask, Receipt, ScoreTask, Setup
+from shapray.worker.worker import Worker
+
+
+def run(job: Job, console: Console) -> None:
+    """All stages of a job, in order.
+
+    Raises:
+        JobError: the job or an input is wrong; nothing has been written then.
+        TasksFailed: some tasks were set aside.
+        StorageError, ClusterError, ClaimLost: see there.
+    """
+    started = now()
+    store = RunDirectory(job.output)
+    inputs = open_inputs(job, store)
+    with claimed(store) as claim:
+        _stages(inputs, claim, started, console)
+
+
+def _stages(inputs: Setup, claim: Claim, started: str, console: Console) -> None:
+    job, store = inputs.job, inputs.store
+    earlier = _earlier(inputs)
+    planned = plan(inputs)
+    console.print(
+        f"{job.name}: {len(planned.setup.groups)} of {len(planned.groups)} groups, "
+        f"{len(inputs.calibration)} calibration and {len(inputs.evaluation)} evaluation images"
+    )
+    record = Record(store, job, claim, started)
+    with open_pool(functools.partial(Worker, planned.setup), job.cluster, not store.shared) as pool:
+        console.print(pool.description)
+        n_active = None
+        same_images = earlier and earlier.get("evaluation") == inputs.evaluation.digest()
+        if not same_images or job.score.estimator == "exact":  # other groups may be asked for now
+            n_active = _inspect(pool, planned, console)
+        precision = _precision(pool, job, earlier)
+        parts = fingerprint_parts(inputs, precision)
+        fingerprint = record.describe(planned, precision, parts)
+        if earlier is None:
+            _first_write(record)
+        with record.stage("plan"):
+            store.publish_table("groups.parquet", [groups_table(planned)], GROUPS)
+        tasks = score_tasks(planned, n_active, precision, fingerprint)
+        _score(pool, planned, tasks, record, console)
+        totals = _aggregate(planned, tasks, record)
+        compared = _prune(planned, record)
+        metrics = _evaluate(pool, planned, compared, record, console)
+    summary.show(console, planned, totals, metrics)
+
+
+def _earlier(inputs: Setup) -> dict[str, Any] | None:
+    """What an earlier run of the same job left in ``run.json``, None if there was none.
+
+    Raises:
+        JobError: the directory belongs to another job.
+    """
+    found = inputs.store.read_json("run.json")
+    if found is None:
+        return None
+    recorded = found.get("fingerprint_parts") if isinstance(found, dict) else None
+    if not isinstance(recorded, dict):
+        raise JobError(f"output: {inputs.store.shown}/run.json is not one of this program's")
+    asked = inputs.job.score.precision
+    precision = recorded.get("score.precision") if asked == "auto" else asked
+    check_same_job(recorded, fingerprint_parts(inputs, str(precision)), inputs.store.shown)
+    return found
+
+
+def _first_write(record: Record) -> None:
+    try:
+        record.publish()
+    except StorageError as error:
+        raise JobError(f"output: {error}") from error
+
+
+def _do(
+    pool: Pool,
+    stage: str,
+    tasks: Sequence[Any],
+    console: Console,
+    on_receipt: Callable[[Any], None],
+    on_change: Callable[[Meter, Counts], None] = lambda shown, counts: None,
+) -> list[Failure]:
+    """Tasks on the workers, with the meter running; the workers' method is named as the stage."""
+    with meter(console, stage, len(tasks), sum(task.cost for task in tasks)) as shown:
+
+        def receive(receipt: Any) -> None:
+            on_receipt(receipt)
+            shown.advance(receipt.task.cost)
+
+        def change(counts: Counts) -> None:
+            shown.show(counts)
+            on_change(shown, counts)
+
+        return pool.run(stage, tasks, receive, change)
+
+
+def _inspect(pool: Pool, planned: Plan, console: Console) -> np.ndarray:
+    """Every image read once; returns the active units, (n_images, n_groups)."""
+    n_active = np.zeros((len(planned.setup.calibration), len(planned.setup.groups)), np.int32)
+
+    def receive(inspection: Any) -> None:
+        task = inspection.task
+        if task.images == "calibration":
+            n_active[task.first : task.last] = inspection.n_active
+
+    failures = _do(pool, "inspect", inspect_tasks(planned), console, receive)
+    _nothing_failed("inspect", failures)
+    check_exact(planned, n_active)
+    return n_active
+
+
+def _precision(pool: Pool, job: Job, earlier: dict[str, Any] | None) -> str:
+    """The precision of the scoring; measured once in a run's life, so that it never changes."""
+    if job.score.precision != "auto":
+        return job.score.precision
+    if earlier is not None:
+        return str(earlier["precision"])
+    found: list[str] = []
+    _nothing_failed("precision", pool.run("choose_precision", [PrecisionTask()], found.append))
+    return found[0]
+
+
+def _nothing_failed(stage: str, failures: Sequence[Failure]) -> None:
+    for failure in sorted(failures, key=lambda failure: not failure.is_job_error):
+        if failure.is_job_error:
+            raise JobError(failure.message)
+        raise TasksFailed(f"{stage}: {failure.message}\n{failure.traceback}")
+
+
+def _score(
+    pool: Pool, planned: Plan, tasks: list[ScoreTask], record: Record, console: Console
+) -> None:
+    with record.stage("score") as entry:
+        missing = missing_tasks(planned, tasks, console)
+        entry |= {
+            "tasks": len(tasks),
+            "tasks_found_done": len(tasks) - len(missing),
+            "tasks_done": 0,
+            "tasks_failed": 0,
+            "worker_seconds": 0.0,
+            "worker_seconds_evaluating": 0.0,
+            "evaluations": 0,
+            "shard_bytes": 0,
+        }
+
+        def receive(receipt: Receipt) -> None:
+            record.claim.check()
+            entry["worker_seconds"] += receipt.seconds
+            entry["worker_seconds_evaluating"] += receipt.seconds_evaluating
+            entry["evaluations"] += receipt.n_evaluations
+            entry["shard_bytes"] += receipt.n_bytes
+
+        def change(shown: Meter, counts: Counts) -> None:
+            entry.update(
+                tasks_done=counts.n_done,
+                tasks_failed=counts.n_failed,
+                tasks_retried=counts.n_retried,
+                tasks_per_second=shown.tasks_per_second,
+                seconds_left=shown.seconds_left,
+                workers=counts.n_workers,
+            )
+            record.keep_current()
+
+        failures = _do(pool, "score", missing, console, receive, change)
+        _stop_if_failed("score", failures, record)
+
+
+def _stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None:
+    if failures:
+        record.set_aside(stage, failures)
+        shown = sorted(failures, key=lambda failure: str(failure.task))[:20]
+        lines = [f"  {failure.task}: {failure.message}" for failure in shown]
+        if len(failures) > len(shown):
+            lines.append(f"  and {len(failures) - len(shown)} more")
+        raise TasksFailed(
+            f"stage {stage}: {len(failures)} task{'s' * (len(failures) > 1)} failed (tracebacks "
+            f"in {record.store.shown}/run.json); what was done is kept, and the same command does "
+            "only the rest:\n" + "\n".join(lines)
+        )
+
+
+def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary.Totals:
+    """The score tables; a group's shards are read in image order, one at a time."""
+    totals = summary.Totals()
+    read = shard_reader(planned)
+    by_group: dict[str, list[ScoreTask]] = {}
+    for task in tasks:
+        by_group.setdefault(task.group, []).append(task)
+
+    def shards(group: str) -> Iterable[pa.Table]:
+        for task in by_group[group]:
+            shard = read(task)
+            totals.add(shard)
+            yield shard
+
+    with record.stage("aggregate"):
+        try:
+            tables = [
+                aggregate_group(group.name, group.n_units, shards(group.name))
+                for group in planned.setup.groups
+            ]
+        except UnsoundShard as error:
+            raise StorageError(
+                f"a shard changed while the run was going: {error}; the same command computes it "
+                "again"
+            ) from error
+        store = planned.setup.store
+        store.publish_table("scores.parquet", [scores for scores, _ in tables], SCORES)
+        if planned.setup.calibration.labels is not None:
+            classes = [by_class for _, by_class in tables]
+            store.publish_table("class_scores.parquet", classes, CLASS_SCORES)
+    return totals
+
+
+def _prune(planned: Plan, record: Record) -> list[Network]:
+    """Plan and compressed network, published; returns all networks to compare."""
+    job, store = planned.setup.job, planned.setup.store
+    with record.stage("prune"):
+        scores = ranking_scores(store.read_table("scores.parquet"), job.prune.rank_by)
+        compared = networks(scores, job.prune)
+        store.publish_json("prune/plan.json", plan_json(compared[1], scores))
+        pruned = prune_model(planned.setup.model, planned.example, compared[1].removed)
+        store.publish("prune/model.safetensors", weights_bytes(pruned))
+    return compared
+
+
+def _evaluate(
+    pool: Pool, planned: Plan, compared: list[Network], record: Record, console: Console
+) -> dict[str, Any]:
+    """All networks on the evaluation images; returns the content of ``prune/metrics.json``."""
+    store, prune = planned.setup.store, planned.setup.job.prune
+    with record.stage("evaluate") as entry:
+        tasks = evaluate_tasks(compared, len(planned.setup.evaluation))
+        evaluations: list[Evaluation] = []
+        failures = _do(pool, "evaluate", tasks, console, evaluations.append)
+        entry |= {"networks": len(compared), "tasks": len(tasks), "tasks_failed": len(failures)}
+        _stop_if_failed("evaluate", failures, record)
+        measurements = measured(compared, evaluations)
+        metrics = metrics_json(measurements, prune.ratio)
+        n_units = sum(group.n_units for group in planned.setup.groups)
+        store.publish_table("prune/curve.parquet", [curve_table(measurements, n_units)], CURVE)
+        store.publish_json("prune/metrics.json", metrics)
+    return metrics

@@ -1,0 +1,71 @@
+"""What a finished run says: what was scored, what removing units cost, where the files are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from shapray.driver.plan import Plan
+
+
+@dataclass
+class Totals:
+    """Sums over all shards of a run, whenever they were computed."""
+
+    n_values: int = 0
+    n_exact: int = 0  # values, not images
+    n_evaluations: int = 0
+
+    def add(self, shard: pa.Table) -> None:
+        per_image = pc.list_value_length(shard["shapley_value"]).to_numpy()
+        exact = pc.equal(shard["estimator"], "exact").to_numpy()
+        self.n_values += int(per_image.sum())
+        self.n_exact += int(per_image[exact].sum())
+        self.n_evaluations += pc.sum(shard["n_evaluations"]).as_py()
+
+
+def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) -> None:
+    """Print the two tables and the run directory."""
+    store, scored = plan.setup.store, plan.setup.groups
+    excluded = [group for group in plan.groups if group.reason is not None]
+    facts = Table(box=box.SIMPLE, show_header=False)
+    facts.add_column(style="bold")
+    facts.add_column(justify="right")
+    facts.add_row("groups scored", str(len(scored)))
+    facts.add_row("groups excluded", str(len(excluded)))
+    facts.add_row("units", f"{sum(group.n_units for group in scored):,}")
+    facts.add_row("calibration images", f"{len(plan.setup.calibration):,}")
+    facts.add_row("exact values", f"{totals.n_exact / totals.n_values:.1%}")
+    facts.add_row("evaluations", f"{totals.n_evaluations:,}")
+    console.print(facts)
+
+    random = {
+        key: float(np.mean([found[key] for found in metrics["random"]]))
+        for key in (metrics["random"] or [{}])[0]
+        if key != "seed"
+    }
+    columns = {"before": metrics["before"], "after": metrics["after"]}
+    if random:
+        columns["random, mean"] = random
+    table = Table(box=box.SIMPLE)
+    table.add_column("", style="bold")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for title, key, form in (
+        ("accuracy", "top1", "{:.2%}"),
+        ("loss", "loss", "{:.4f}"),
+        ("units removed", "n_removed", "{:,.0f}"),
+        ("parameters", "parameters", "{:,.0f}"),
+        ("multiply-adds", "multiply_adds", "{:,.0f}"),
+    ):
+        table.add_row(title, *(form.format(found[key]) for found in columns.values()))
+    console.print(table)
+    console.print(
+        f"{metrics['before']['n_images']:,} evaluation images; all files are in {store.shown}",
+        markup=False,
+    )

@@ -1,0 +1,331 @@
+"""A network cut in two behind a group: the head runs once per image, the tail once per coalition.
+
+Two ways lead into the tail. *Masked*: the consumers read their cached inputs times the mask; right
+for every group. *Summed*: in a flat group the consumers' outputs are linear in the mask, so the
+output of a coalition is a sum of one contribution per unit and no consumer runs again.
+"""
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from shapray.network.group import Consumer, Group
+
+TRACE_IMAGES = 3  # batch size while tracing shapes; tells per-image tensors from others
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+class UnsplittableError(ValueError):
+    """The traced network does not show every consumer of a group; the message says which."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the contributions of the units of one consumer are summed.
+
+    Attributes:
+        consumer: the module that reads the group's channels.
+        channels: (n_units, channels_per_unit) int64, its input channels of each unit.
+        node: name of the graph's node whose value is the sum: the consumer's output, or what
+            follows it as long as only cached values are added.
+        source: index of the consumer's input among the sides.
+        addends: indices of the sides that are added to the consumer's output.
+        shape: of the node's value, without the batch.
+    """
+
+    consumer: nn.Conv2d | nn.Linear
+    channels: Tensor
+    node: str
+    source: int
+    addends: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Parts of a folded network, cut behind one group.
+
+    Attributes:
+        head: images -> the sides, a tuple of tensors per image.
+        masked: (sides per row, a mask per consumer) -> outputs.
+        masks: per call of a consumer, the unit of each of its input channels, -1 for none: int64,
+            shaped to broadcast with the input behind the batch dimension.
+        entries: of the summed way; empty if it is not open to this group.
+        summed: (values of the entries per row, sides per row) -> outputs, or None.
+        summed_sides: indices of the sides that `summed` reads.
+        sources: per consumer, the index of its input among the sides; None in a deep group.
+        bytes_per_row: most that is alive at once in the tail, float32.
+    """
+
+    head: fx.GraphModule
+    masked: fx.GraphModule
+    masks: tuple[Tensor, ...]
+    entries: tuple[Entry, ...]
+    summed: fx.GraphModule | None
+    summed_sides: tuple[int, ...]
+    sources: tuple[int | None, ...]
+    bytes_per_row: int
+
+
+def _is_per_image(node: fx.Node, of_images: set[fx.Node]) -> bool:
+    if node not in of_images:  # a constant may happen to have as many entries
+        return False
+    meta = node.meta.get("tensor_meta")
+    shape = getattr(meta, "shape", None)
+    return shape is not None and len(shape) > 0 and shape[0] == TRACE_IMAGES
+
+
+def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
+    """Cut a folded network behind a group.
+
+    Args:
+        folded: from `fold`.
+        group: its consumers are modules of the network.
+        example: (1, channels, height, width).
+    Raises:
+        UnsplittableError: see there.
+    """
+    with torch.inference_mode():
+        ShapeProp(folded).propagate(example.expand(TRACE_IMAGES, *example.shape[1:]))
+    nodes = list(folded.graph.nodes)
+    output = nodes[-1].args[0]
+    assert isinstance(output, fx.Node), "the network returns one tensor"
+    by_module = {consumer.module: consumer for consumer in group.consumers}
+    calls = [n for n in nodes if n.op == "call_module" and n.target in by_module]
+    missing = by_module.keys() - {str(call.target) for call in calls}
+    if missing or any(not call.args for call in calls):
+        raise UnsplittableError(
+            f"{', '.join(sorted(missing)) or 'a consumer'} is called inside a module that torch.fx "
+            "does not look into, or by keyword"
+        )
+    behind: set[fx.Node] = set()
+    for node in nodes:
+        if node in calls or any(source in behind for source in node.all_input_nodes):
+            behind.add(node)
+
+    of_images: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or any(n in of_images for n in node.all_input_nodes):
+            of_images.add(node)
+
+    # Values that do not belong to one image (constants, sizes) are computed in the tail again.
+    tail = set(behind)
+    pending = list(behind)
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in tail and not _is_per_image(source, of_images):
+                tail.add(source)
+                pending.append(source)
+    sides = [n for n in nodes if n not in tail and any(user in tail for user in n.users)]
+
+    if group.flat and any(call.args[0] not in sides for call in calls):
+        raise UnsplittableError("what a consumer reads does not belong to one image each")
+
+    masked = _subgraph(folded, sides, output)
+    _mask_consumers(masked, calls, len(sides))
+    entries = _entries(folded, calls, by_module, sides, group)
+    summed: fx.GraphModule | None = None
+    summed_sides: tuple[int, ...] = ()
+    if entries:
+        cut = {next(n for n in nodes if n.name == entry.node): None for entry in entries}
+        summed = _subgraph(folded, [*cut, *sides], output)
+        summed_sides = _drop_unused_inputs(summed, len(entries))
+        _reuse_memory(summed)
+    _reuse_memory(masked)
+    placeholder = next(n for n in nodes if n.op == "placeholder")
+    sources = tuple(sides.index(c.args[0]) if c.args[0] in sides else None for c in calls)
+    return Split(
+        head=_subgraph(folded, [placeholder], tuple(sides)),
+        masked=masked,
+        masks=tuple(_mask(folded, call, by_module[str(call.target)]) for call in calls),
+        entries=entries,
+        summed=summed,
+        summed_sides=summed_sides,
+        sources=sources,
+        bytes_per_row=_peak_bytes(masked),
+    )
+
+
+def _subgraph(
+    module: fx.GraphModule, inputs: Iterable[fx.Node], outputs: fx.Node | tuple[fx.Node, ...]
+) -> fx.GraphModule:
+    """The part of a graph that leads from some of its nodes, now placeholders, to others."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+    needed: set[fx.Node] = set()
+    pending = [outputs] if isinstance(outputs, fx.Node) else list(outputs)
+    while pending:
+        node = pending.pop()
+        if node not in needed and node not in copies:
+            needed.add(node)
+            pending.extend(node.all_input_nodes)
+    for node in module.graph.nodes:
+        if node in needed:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output(
+        copies[outputs] if isinstance(outputs, fx.Node) else tuple(copies[n] for n in outputs)
+    )
+    return fx.GraphModule(module, graph)
+
+
+def _mask(module: fx.GraphModule, call: fx.Node, consumer: Consumer) -> Tensor:
+    units = torch.tensor(consumer.unit_of_channel)
+    if isinstance(module.get_submodule(consumer.module), nn.Conv2d):
+        return units[:, None, None]
+    n_dims = len(call.args[0].meta["tensor_meta"].shape)  # type: ignore[union-attr]
+    return units.reshape(*[1] * (n_dims - 2), -1)
+
+
+def _mask_consumers(masked: fx.GraphModule, calls: list[fx.Node], n_sides: int) -> None:
+    """Multiply each consumer's input by a mask, a new placeholder behind the sides."""
+    graph = masked.graph
+    names = {call.name for call in calls}
+    last_input = [n for n in graph.nodes if n.op == "placeholder"][n_sides - 1]
+    found = [n for n in graph.nodes if n.op == "call_module" and n.name in names]
+    assert len(found) == len(calls)
+    for position, call in enumerate(found):
+        with graph.inserting_after(last_input):
+            mask = graph.placeholder(f"mask_{position}")
+        last_input = mask
+        with graph.inserting_before(call):
+            product = graph.call_function(torch.mul, (call.args[0], mask))
+            product.meta = dict(call.args[0].meta)
+        call.replace_input_with(call.args[0], product)
+    masked.recompile()
+
+
+def _drop_unused_inputs(summed: fx.GraphModule, n_entries: int) -> tuple[int, ...]:
+    """Remove the sides nobody reads; returns the indices of those that stay."""
+    placeholders = [n for n in summed.graph.nodes if n.op == "placeholder"]
+    kept = []
+    for position, node in enumerate(placeholders[n_entries:]):
+        if node.users:
+            kept.append(position)
+        else:
+            summed.graph.erase_node(node)
+    summed.recompile()
+    return tuple(kept)
+
+
+def _unit_channels(consumer: Consumer, n_units: int) -> Tensor | None:
+    """(n_units, channels_per_unit), or None if the units have unequal numbers of channels."""
+    unit_of_channel = torch.tensor(consumer.unit_of_channel)
+    counts = torch.bincount(unit_of_channel[unit_of_channel >= 0], minlength=n_units)
+    if counts.min() != counts.max():
+        return None
+    return unit_of_channel.argsort(stable=True)[(unit_of_channel < 0).sum() :].reshape(n_units, -1)
+
+
+def _entries(
+    folded: fx.GraphModule,
+    calls: list[fx.Node],
+    by_module: dict[str, Consumer],
+    sides: list[fx.Node],
+    group: Group,
+) -> tuple[Entry, ...]:
+    """The summed way into the tail; empty if some consumer is not linear in the mask."""
+    entries = []
+    for call in calls:
+        consumer = folded.get_submodule(str(call.target))
+        channels = _unit_channels(by_module[str(call.target)], group.n_units)
+        if not isinstance(consumer, nn.Conv2d | nn.Linear):
+            return ()
+        is_conv = (
+            isinstance(consumer, nn.Conv2d)
+            and consumer.groups == 1
+            and consumer.padding_mode == "zeros"
+            and not isinstance(consumer.padding, str)
+        )
+        source = call.args[0]
+        if not group.flat or channels is None or source not in sides:
+            return ()
+        shape = call.meta["tensor_meta"].shape
+        if not is_conv and not (isinstance(consumer, nn.Linear) and len(shape) == 2):
+            return ()
+        node, addends = call, []
+        while len(node.users) == 1:
+            (user,) = node.users
+            if user.op != "call_function" or user.target not in _ADDITIONS or user.kwargs:
+                break
+            others = [a for a in user.args if a is not node]
+            other = others[0] if len(others) == 1 else None
+            if other not in sides or other.meta["tensor_meta"].shape != shape:  # type: ignore[union-attr]
+                break
+            node = user
+            addends.append(sides.index(other))  # type: ignore[arg-type]
+        entries.append(
+            Entry(
+                consumer=consumer,
+                channels=channels,
+                node=node.name,
+                source=sides.index(source),  # type: ignore[arg-type]
+                addends=tuple(addends),
+                shape=tuple(shape[1:]),
+            )
+        )
+    return tuple(entries)
+
+
+def _reuse_memory(module: fx.GraphModule) -> None:
+    """Let activations and additions overwrite values that nobody else reads.
+
+    A tail's inputs are made for it and are its to overwrite, the masked copies included.
+    """
+    fresh = {
+        n
+        for n in module.graph.nodes
+        if n.op == "placeholder"
+        or (n.op == "call_function" and n.target in (*_ADDITIONS, torch.mul))
+        or (
+            n.op == "call_module"
+            and isinstance(module.get_submodule(n.target), nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+        )
+    }
+    for node in module.graph.nodes:
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or first not in fresh or len(first.users) > 1:
+            continue
+        if _is_relu(module, node):
+            # as a function: the module may be called elsewhere on a value that must stay
+            node.op, node.target, node.kwargs = "call_function", torch.relu_, {}
+        elif node.target is operator.add and first.op != "placeholder" and _alike(node, first):
+            node.target = operator.iadd
+        else:
+            continue
+        fresh.add(node)
+    module.recompile()
+
+
+def _alike(node: fx.Node, other: fx.Node) -> bool:
+    """Same shape and type: a sum with what is larger has no room in the smaller."""
+    metas = [n.meta.get("tensor_meta") for n in (node, other)]
+    shapes = [(getattr(meta, "shape", None), getattr(meta, "dtype", None)) for meta in metas]
+    return shapes[0] == shapes[1] and None not in shapes[0]
+
+
+def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), nn.ReLU)
+    return node.target in (torch.relu, nn.functional.relu)
+
+
+def _peak_bytes(module: fx.GraphModule) -> int:
+    """Most bytes of float32 values alive at once for one row."""
+    size = {}
+    for node in module.graph.nodes:
+        shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+        size[node] = 4 * shape.numel() // TRACE_IMAGES if shape is not None and len(shape) else 0
+    last_use = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
+    alive = peak = 0
+    for node in module.graph.nodes:
+        alive += size[node]
+        peak = max(peak, alive)
+        alive -= sum(size[s] for s in node.all_input_nodes if last_use[s] is node)
+    return peak

@@ -1,0 +1,240 @@
+"""Sets of images: which ones are taken, how they become tensors, and their digests."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+
+from shapray.config import Images, Transform
+from shapray.errors import JobError
+from shapray.inputs.decode import decode
+from shapray.inputs.digest import content_digest, digest
+from shapray.inputs.listing import Reader
+from shapray.inputs.sources import open_source
+from shapray.storage.retry import patiently
+
+
+class ImageSet:
+    """Images of one job section, read when asked for; small to pickle, usable in any process."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        rows: list[int],
+        ids: list[str],
+        labels: Tensor | None,
+        transform: Transform,
+        key: str,
+    ) -> None:
+        self.ids = ids
+        self.labels = labels  # (n,) int64, or None
+        self.key = key
+        self._reader = reader
+        self._rows = rows
+        self._transform = transform
+        self._digests: list[str] | None = None
+        self._size: tuple[int, ...] | None = None
+        self._size = tuple(self.load(0, 1).shape[2:])  # of the first image; all must have it
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_digests": None}
+
+    def load(self, first: int, last: int) -> Tensor:
+        """Images [first, last), transformed: (last - first, channels, height, width) float32.
+
+        Raises:
+            JobError: an image cannot be decoded, has other channels or another size than the first
+                image of the set; names the image and its file.
+        """
+        assert 0 <= first < last <= len(self), (first, last, len(self))
+        return torch.stack(
+            [
+                self._tensor(image, position)
+                for position, image in enumerate(self._read(first, last), start=first)
+            ]
+        )
+
+    def content_digests(self) -> list[str]:
+        """Hex SHA-256 of every image's encoded bytes, or of its pixels where it has none."""
+        if self._digests is None:
+            step = 256  # images in memory at once
+            self._digests = [
+                content_digest(image)
+                for first in range(0, len(self), step)
+                for image in self._read(first, min(first + step, len(self)))
+            ]
+        return self._digests
+
+    def digest(self) -> str:
+        """Hex SHA-256 of everything that reaches the network: ids, labels, content, transform."""
+        labels = None if self.labels is None else self.labels.tolist()
+        transform = self._transform.model_dump(mode="json")
+        return digest([self.ids, labels, self.content_digests(), transform])
+
+    def _read(self, first: int, last: int) -> list[Any]:
+        try:
+            rows, ids = self._rows[first:last], self.ids[first:last]
+            return patiently(lambda: self._reader.read(rows, ids))
+        except FileNotFoundError as error:
+            raise JobError(f"{self.key}: a file is no longer there: {error}") from error
+
+    def _name(self, position: int) -> str:
+        image_id = self.ids[position]
+        return f"image '{image_id}' ({self._reader.place(self._rows[position], image_id)})"
+
+    def _tensor(self, image: Any, position: int) -> Tensor:
+        """One image -> (channels, height, width) float32, transformed."""
+        transform = self._transform
+        try:
+            pixels = decode(image, transform.mode)
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            line = str(error).partition("\n")[0]
+            reason = re.sub(r"^[^,]*, \S+:\d+, ", "", line)  # C++ function, file, line
+            raise JobError(
+                f"{self.key}: {self._name(position)} does not decode: {reason}"
+            ) from error
+        if transform.resize is not None:
+            size = transform.resize
+            pixels = resize(
+                pixels,
+                [size] if isinstance(size, int) else list(size),
+                InterpolationMode.BILINEAR,
+                antialias=True,
+            )
+        if transform.crop is not None:
+            if min(pixels.shape[1:]) < transform.crop:
+                raise JobError(
+                    f"data.transform.crop: {self._name(position)} is {_by(pixels.shape[1:])} "
+                    f"pixels before the crop; a side of {transform.crop} does not fit in"
+                )
+            pixels = center_crop(pixels, [transform.crop, transform.crop])
+        size_found = tuple(pixels.shape[1:])
+        if self._size is not None and size_found != self._size:
+            raise JobError(
+                f"{self.key}: images of different sizes: '{self.ids[0]}' is {_by(self._size)}, "
+                f"{self._name(position)} is {_by(size_found)} pixels; set data.transform.resize "
+                "(and crop) to bring them to one size"
+            )
+        scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        if transform.mean is not None:
+            scaled = scaled - torch.tensor(transform.mean).view(-1, 1, 1)
+        if transform.std is not None:
+            scaled = scaled / torch.tensor(transform.std).view(-1, 1, 1)
+        return scaled
+
+
+def open_images(images: Images, transform: Transform, key: str) -> ImageSet:
+    """Choose the images of a job section, without reading more than the first one's pixels.
+
+    With `limit`, as many images of every class are taken as class sizes allow; which ones depends
+    on nothing but the seed, the ids and the labels. They keep the order of the source.
+
+    Args:
+        images: the section.
+        transform: how images become tensors.
+        key: name of the section, e.g. ``data.calibration``, for messages.
+    Raises:
+        JobError: missing file or column, no images, repeated ids, labels that are not integers
+            >= 0, a first image that does not decode.
+    """
+    listing = open_source(images, key)
+    n_images = len(listing.ids)
+    if n_images == 0:
+        raise JobError(f"{key}: no images there")
+    if len(set(listing.ids)) < n_images:
+        [(twice, times)] = Counter(listing.ids).most_common(1)
+        raise JobError(f"{key}: ids must be unique; '{twice}' names {times} images")
+    labels = _checked_labels(listing.labels, listing.ids, key)
+    chosen: Sequence[int] = range(n_images)
+    if images.limit is not None:
+        chosen = _balanced_subset(listing.ids, labels, images.limit, images.seed)
+    return ImageSet(
+        listing.reader,
+        [listing.rows[i] for i in chosen],
+        [listing.ids[i] for i in chosen],
+        None if labels is None else torch.tensor([labels[i] for i in chosen], dtype=torch.int64),
+        transform,
+        key,
+    )
+
+
+def check_labels(images: ImageSet, n_classes: int, key: str) -> None:
+    """Every label names one of the network's `n_classes` outputs.
+
+    Raises:
+        JobError: names the first image whose label does not.
+    """
+    if images.labels is None:
+        return
+    wrong = torch.nonzero(images.labels >= n_classes).flatten().tolist()
+    if wrong:
+        first = wrong[0]
+        raise JobError(
+            f"{key}: image '{images.ids[first]}' has label {int(images.labels[first])}; "
+            f"the network has {n_classes} outputs, so labels are 0..{n_classes - 1} "
+            f"({len(wrong)} of {len(images)} images are outside)"
+        )
+
+
+def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
+    """No image content is in both sets, whatever the ids say.
+
+    Raises:
+        JobError: how many are, and the first few.
+    """
+    place = {content: i for i, content in enumerate(calibration.content_digests())}
+    shared = [
+        f"'{calibration.ids[place[content]]}' = '{evaluation.ids[i]}'"
+        for i, content in enumerate(evaluation.content_digests())
+        if content in place
+    ]
+    if shared:
+        raise JobError(
+            f"{calibration.key} and {evaluation.key} share {len(shared)} images "
+            f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}); "
+            "images used to score must not measure the result"
+        )
+
+
+def _checked_labels(labels: list[Any] | None, ids: list[str], key: str) -> list[int] | None:
+    if labels is None:
+        return None
+    for image_id, label in zip(ids, labels):
+        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+            raise JobError(
+                f"{key}: image '{image_id}' has label {label!r}; labels are integers from 0 "
+                "(label_column: null for images without)"
+            )
+    return labels
+
+
+def _balanced_subset(ids: list[str], labels: list[int] | None, limit: int, seed: int) -> list[int]:
+    """Positions of min(limit, n) images, classes as equal as their sizes allow, in order.
+
+    Within a class images are ranked by a hash of seed and id, so that a choice does not change
+    with the order of the source or with what other classes hold.
+    """
+    members: dict[int, list[int]] = {}
+    for position in range(len(ids)):
+        members.setdefault(0 if labels is None else labels[position], []).append(position)
+    left = min(limit, len(ids))
+    chosen: list[int] = []
+    smallest_first = sorted(members.items(), key=lambda item: (len(item[1]), item[0]))
+    for n_done, (_, positions) in enumerate(smallest_first):
+        take = min(len(positions), left // (len(members) - n_done))
+        rank = {i: hashlib.sha256(f"{seed}:{ids[i]}".encode()).digest() for i in positions}
+        chosen += sorted(positions, key=rank.__getitem__)[:take]
+        left -= take
+    return sorted(chosen)
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(str(side) for side in size)

@@ -1,0 +1,61 @@
+"""Scores to the cuts that are compared: the plan's, and as many units at random."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shapray.config import Prune
+from shapray.pruning.ranking import plan_removal, random_removal
+
+
+@dataclass(frozen=True)
+class Network:
+    """The job's network without some of its units."""
+
+    name: str
+    criterion: str | None  # "shapley" or "random"; None: nothing was removed
+    ratio: float
+    seed: int | None
+    removed: Mapping[str, Sequence[int]]  # group -> units
+
+    @property
+    def n_removed(self) -> int:
+        return sum(len(units) for units in self.removed.values())
+
+
+def ranking_scores(scores: pa.Table, rank_by: str) -> dict[str, np.ndarray]:
+    """``scores.parquet`` -> group -> (n_units,) float64, in the table's order."""
+    groups = np.array(scores["group"].to_pylist(), dtype=object)
+    values = scores[rank_by].to_numpy()
+    return {group: values[groups == group] for group in dict.fromkeys(groups)}
+
+
+def networks(scores: Mapping[str, np.ndarray], prune: Prune) -> list[Network]:
+    """The full network, then for every ratio the plan and its random counterparts.
+
+    The job's own ratio comes first; the others are those of ``prune.curve``, ascending.
+    """
+    n_units = {group: len(values) for group, values in scores.items()}
+    made = [Network("full", None, 0.0, None, {})]
+    for ratio in [prune.ratio, *sorted(set(prune.curve) - {prune.ratio})]:
+        asked = prune.model_copy(update={"ratio": ratio})
+        planned = plan_removal(scores, asked)
+        made.append(Network(f"shapley-{ratio}", "shapley", ratio, None, planned))
+        for seed in prune.random_seeds:
+            drawn = random_removal(n_units, planned, asked, seed)
+            made.append(Network(f"random-{ratio}-{seed}", "random", ratio, seed, drawn))
+    return made
+
+
+def plan_json(plan: Network, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The content of ``prune/plan.json``."""
+    return {
+        "format": 1,
+        "groups": {
+            group: {"n_units": len(values), "removed": list(plan.removed[group])}
+            for group, values in scores.items()
+        },
+    }

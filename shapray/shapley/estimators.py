@@ -1,0 +1,212 @@
+"""Shapley values of any game: exact, by sampling, or whichever is right for an image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shapray.config import Score
+from shapray.shapley.coalitions import shapley_weights
+from shapray.shapley.game import Game, NonFiniteValue
+from shapray.shapley.pairs import Pairs, in_pairs
+from shapray.shapley.permutations import Permutations
+
+SAMPLING_VERSION = 2  # raised when the same job would give other scores
+MAX_EXACT_PLAYERS = 24  # 2**24 coalitions of one image; more is never meant
+
+FIRST_ROUND = 4  # permutations before a standard error is believed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Shapley values of one image.
+
+    Attributes:
+        shapley_value: (n_players,) float64; sums to value_all - value_none.
+        standard_error: (n_players,) float64, from the sampling: 0 if exact or a null player, NaN
+            where a single pair of permutations leaves it unknown.
+        active: (n_players,) bool, False for null players.
+        estimator: "exact" or, if sampled, "permutation".
+        n_evaluations: coalitions whose value was computed.
+        n_permutations: the price of the sampling, in permutations (see `n_sampled`); 0 if exact.
+    """
+
+    shapley_value: np.ndarray
+    standard_error: np.ndarray
+    active: np.ndarray
+    estimator: str
+    n_evaluations: int
+    n_permutations: int
+    value_all: float
+    value_none: float
+
+
+def n_sampled(n_players: int, n_permutations: int) -> int:
+    """Most coalitions that are evaluated for the price of permutations, the empty and the full one
+    included."""
+    return n_permutations * max(n_players - 1, 0) + 2
+
+
+def is_exact(n_active: int, score: Score) -> bool:
+    """Whether an image with so many active units is enumerated.
+
+    Raises:
+        ValueError: `exact` was asked for and is out of reach.
+    """
+    if score.estimator == "permutation":
+        return False
+    if score.estimator == "exact":
+        if n_active > MAX_EXACT_PLAYERS:
+            raise ValueError(
+                f"exact values of {n_active} active units take 2^{n_active} = {2**n_active:,} "
+                f"coalitions; at most {MAX_EXACT_PLAYERS} units are possible "
+                f"({2**MAX_EXACT_PLAYERS:,} coalitions)"
+            )
+        return True
+    cheap = 2**n_active <= n_sampled(n_active, score.permutations)
+    return n_active <= score.exact_max_players or cheap
+
+
+def exact_values(subset_values: Tensor) -> Tensor:
+    """Shapley values from the values of all coalitions.
+
+    Args:
+        subset_values: (2**k,) float64; entry i holds player j if bit j of i is set.
+    Returns:
+        (k,) float64; sums to the last value minus the first.
+    Source: Shapley 1953, A Value for n-Person Games.
+    """
+    n_players = len(subset_values).bit_length() - 1
+    weights = shapley_weights(n_players).to(subset_values.device)
+    size = torch.zeros(1, dtype=torch.int64, device=subset_values.device)
+    for _ in range(n_players):
+        size = torch.cat([size, size + 1])  # bits set in 0 .. 2**k - 1
+    values = []
+    for player in range(n_players):
+        pair = subset_values.view(-1, 2, 2**player)  # without and with the player
+        joined = size.view(-1, 2, 2**player)[:, 0]
+        values.append((weights[joined] * (pair[:, 1] - pair[:, 0])).sum())
+    return torch.stack(values) if values else subset_values.new_empty(0)
+
+
+def estimate(
+    game: Game, score: Score, seeds: Sequence[int], n_images: int | None = None
+) -> list[Estimate]:
+    """Shapley values of every image of a game.
+
+    Args:
+        game: of `len(seeds)` images.
+        score: estimator, permutations, exact_max_players, target_standard_error.
+        seeds: one per image, of its random stream.
+        n_images: size of the calibration set that these images stand for; the target of the
+            standard error is meant for the mean over all of it. Default: these images.
+    Raises:
+        NonFiniteValue: a coalition's value is NaN or infinite.
+        ValueError: `exact` was asked for with too many active units.
+    """
+    every = range(len(seeds))
+    both = torch.arange(len(seeds)).repeat_interleave(2)
+    ends = game.value(both, game.reference.flatten(0, 1).double()).view(len(seeds), 2).cpu()
+    for image, end in (~ends.isfinite()).nonzero().tolist():
+        kept = list(range(game.n_players)) if end else []
+        raise NonFiniteValue(image, kept, ends[image, end].item())
+
+    enumerated = [is_exact(k, score) for k in game.active.sum(1).tolist()]
+    found = {image: _enumerate(game, image) for image in every if enumerated[image]}
+    sampled = [image for image in every if not enumerated[image]]
+    if sampled:
+        samples = _samples(game, sampled, score.permutations, seeds, ends)
+        for n_permutations in rounds(score):
+            for sample in samples:
+                sample.extend(n_permutations)
+                found |= _sampled(game, sample, ends)
+            if is_enough(list(found.values()), score, n_images or len(seeds)):
+                break
+    return [found[image] for image in every]
+
+
+def _samples(
+    game: Game, images: Sequence[int], n_permutations: int, seeds: Sequence[int], ends: Tensor
+) -> list[Pairs | Permutations]:
+    """Pairs of coalitions where there is a surrogate and enough of them, permutations else."""
+    by_pairs: list[int] = []
+    by_chains: list[int] = []
+    has_surrogate = game.surrogate() is not None
+    for image, k in zip(images, game.active[list(images)].sum(1).tolist(), strict=True):
+        paired = has_surrogate and in_pairs(k, n_permutations)
+        (by_pairs if paired else by_chains).append(image)
+    samples: list[Pairs | Permutations] = []
+    if by_pairs:
+        samples.append(Pairs(game, by_pairs, n_permutations, seeds, ends))
+    if by_chains:
+        samples.append(Permutations(game, by_chains, n_permutations, seeds, ends))
+    return samples
+
+
+def rounds(score: Score) -> list[int]:
+    """Numbers of permutations after which to look whether they are enough."""
+    if score.target_standard_error is None:
+        return [score.permutations]
+    steps = [FIRST_ROUND]
+    while steps[-1] < score.permutations:
+        steps.append(min(2 * steps[-1], score.permutations))
+    return steps
+
+
+def is_enough(found: Sequence[Estimate], score: Score, n_images: int) -> bool:
+    """Whether the standard error that is to be expected of the group's scores meets the target.
+
+    It is the root mean square over the units of the standard error of a score, for `n_images` like
+    these, relative to the spread of the units' scores: the standard deviation over the units of the
+    means, without the part that a mean of few images owes to the choice of the images.
+    """
+    if score.target_standard_error is None or len(found) < 2:
+        return False
+    values = np.stack([f.shapley_value for f in found])  # (n_found, n_players)
+    errors = np.stack([f.standard_error for f in found])
+    by_chance = values.var(0, ddof=1).mean() / len(found)
+    spread = np.sqrt(max(values.mean(0).var() - by_chance, 0.0))
+    error = np.sqrt(np.square(errors).mean() / n_images)
+    return bool(error <= score.target_standard_error * spread)  # never with an unknown error
+
+
+def _enumerate(game: Game, image: int) -> Estimate:
+    players = game.active[image].nonzero()[:, 0]
+    values = game.subset_values(image, players).cpu()
+    if not values.isfinite().all():
+        row = int((~values.isfinite()).nonzero()[0])
+        kept = players[(torch.tensor(row) >> torch.arange(len(players))) & 1 > 0]
+        raise NonFiniteValue(image, kept.tolist(), values[row].item())
+    shapley_value = np.zeros(game.n_players)
+    shapley_value[players.numpy()] = exact_values(values).numpy()
+    return Estimate(
+        shapley_value=shapley_value,
+        standard_error=np.zeros(game.n_players),
+        active=game.active[image].numpy(),
+        estimator="exact",
+        n_evaluations=len(values),
+        n_permutations=0,
+        value_all=values[-1].item(),
+        value_none=values[0].item(),
+    )
+
+
+def _sampled(game: Game, sample: Pairs | Permutations, ends: Tensor) -> dict[int, Estimate]:
+    found = {}
+    for row, (image, players) in enumerate(zip(sample.images, sample.players, strict=True)):
+        both = np.zeros((2, game.n_players))  # of a null player both are 0
+        if len(players):
+            both[:, players] = sample.estimate(row).cpu().numpy()
+        found[image] = Estimate(
+            shapley_value=both[0],
+            standard_error=both[1],
+            active=game.active[image].numpy(),
+            estimator="permutation",
+            n_evaluations=sample.n_evaluations(row),
+            n_permutations=sample.n_done,
+            value_all=ends[image, 1].item(),
+            value_none=ends[image, 0].item(),
+        )
+    return found

@@ -1,0 +1,182 @@
+"""Coalitions of several images, each with its complement, evaluated together and once each."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shapray.shapley.coalitions import distinct, paired_coalitions
+from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, NonFiniteValue
+from shapray.shapley.surrogate import MAX_PLAYERS, MIN_PLAYERS, ImagePairs, corrected
+
+
+def in_pairs(n_players: int, n_permutations: int) -> bool:
+    """Whether so many players are sampled by pairs of coalitions, if their game has a surrogate;
+    by permutations else. A single pair of permutations leaves too little to fit."""
+    return n_permutations > 2 and MIN_PLAYERS <= n_players <= MAX_PLAYERS
+
+
+class DrawnPairs:
+    """The pairs of one image.
+
+    Args:
+        n_players: at least 2.
+        n_permutations: as many different coalitions as these take at most.
+        seed: of the image.
+
+    Attributes:
+        members: (n_pairs, n_players) bool.
+        distinct: (n_distinct,) int64, the first occurrences: 2 i is pair i's coalition, 2 i + 1
+            its complement.
+        place: (n_pairs, 2) int64, where in `distinct` each of both is found.
+        counts: (n_pairs + 1,) int64, different coalitions among the first pairs.
+    """
+
+    def __init__(self, n_players: int, n_permutations: int, seed: int) -> None:
+        self.n_players = n_players
+        self.members = paired_coalitions(n_players, self._most_pairs(n_permutations), seed)
+        self.distinct, self.place = distinct(self.members)
+        self.counts = self.distinct.searchsorted(2 * np.arange(len(self.members) + 1))
+
+    def _coalitions_of(self, n_permutations: int) -> int:
+        """What permutations take at most, without nobody and everybody."""
+        return n_permutations * (self.n_players - 1)
+
+    def _most_pairs(self, n_permutations: int) -> int:
+        """Coalitions that come again are free, so there is room for some more."""
+        n_pairs = self._coalitions_of(n_permutations) // 2
+        return n_pairs + n_pairs // 4
+
+    def n_pairs(self, n_permutations: int) -> int:
+        """Pairs whose coalitions are no more than some permutations take."""
+        most = self._coalitions_of(n_permutations)
+        affordable = int(self.counts.searchsorted(most, side="right")) - 1
+        return min(affordable, self._most_pairs(n_permutations))
+
+    def n_distinct(self, n_permutations: int) -> int:
+        """Different coalitions among these pairs."""
+        return int(self.counts[self.n_pairs(n_permutations)])
+
+    def coalitions(self, occurrences: np.ndarray) -> np.ndarray:
+        """(n,) -> (n, n_players) bool."""
+        return self.members[occurrences // 2] ^ (occurrences % 2 == 1)[:, None]
+
+
+class Pairs:
+    """Pairs of coalitions of some images, evaluated together, a part or all at a time.
+
+    Args:
+        game: the games, which have a surrogate.
+        images: those to sample.
+        n_permutations: as many coalitions per image as these would take at most.
+        seeds: of all the game's images.
+        ends: (all images, 2) float64, values of nobody and everybody.
+    """
+
+    def __init__(
+        self,
+        game: Game,
+        images: Sequence[int],
+        n_permutations: int,
+        seeds: Sequence[int],
+        ends: Tensor,
+    ) -> None:
+        self.game, self.images, self.seeds, self.ends = game, images, seeds, ends
+        self.players = [game.active[image].nonzero()[:, 0].numpy() for image in images]
+        self.drawn = [
+            DrawnPairs(len(players), n_permutations, seeds[image])
+            for image, players in zip(images, self.players, strict=True)
+        ]
+        stand_in = game.surrogate()
+        assert stand_in is not None
+        self.value, self.pool = stand_in
+        self.device = game.reference.device
+        self.values = [torch.empty(0, dtype=torch.float64, device=self.device) for _ in images]
+        # outputs as the surrogate's `value` takes them
+        self.end_outputs = [
+            self.pool(torch.tensor([i, i], device=self.device), game.reference[i].double())
+            for i in images
+        ]
+        self.outputs = [ends_of_image[:0] for ends_of_image in self.end_outputs]
+        self.n_done = 0
+
+    def batches(self, n_permutations: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is to be evaluated next, up to the given number of permutations' worth.
+
+        Yields:
+            image of each row, (n_rows,) int64 ascending, and (n_rows, n_players) bool.
+        """
+        kept = [
+            drawn.distinct[len(values) : drawn.n_distinct(n_permutations)]
+            for drawn, values in zip(self.drawn, self.values, strict=True)
+        ]
+        at_once = max(1, OUTPUT_BYTES // (4 * self.game.reference.shape[2] + self.game.n_players))
+        row_of = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
+        every = np.concatenate(kept)
+        for start in range(0, len(every), at_once):
+            rows, here = row_of[start : start + at_once], every[start : start + at_once]
+            coalitions = torch.zeros(len(rows), self.game.n_players, dtype=torch.bool)
+            for row in np.unique(rows):
+                first, last = np.searchsorted(rows, [row, row + 1])
+                members = torch.from_numpy(self.drawn[row].coalitions(here[first:last]))
+                coalitions[first:last, self.players[row]] = members
+            yield torch.tensor(self.images)[torch.from_numpy(rows)], coalitions
+
+    def extend(self, n_permutations: int) -> None:
+        """Evaluate as many coalitions per image as so many permutations take at most.
+
+        Raises:
+            NonFiniteValue: with the coalition.
+        """
+        for index, coalitions in self.batches(n_permutations):
+            found = self.game.outputs(index, coalitions)
+            parts = zip(
+                index.to(self.device).split(DOUBLE_ROWS), found.split(DOUBLE_ROWS), strict=True
+            )
+            both = [
+                (self.game.value(images, part.double()), self.pool(images, part.double()))
+                for images, part in parts
+            ]
+            values, outputs = (torch.cat(column) for column in zip(*both, strict=True))
+            if not values.isfinite().all():
+                row = int((~values.isfinite()).nonzero()[0])
+                kept = coalitions[row].nonzero()[:, 0].tolist()
+                raise NonFiniteValue(int(index[row]), kept, values[row].item())
+            counts = torch.bincount(index, minlength=len(self.game.active))[self.images].tolist()
+            new = zip(values.split(counts), outputs.split(counts), strict=True)
+            for row, (of_values, of_outputs) in enumerate(new):
+                self.values[row] = torch.cat([self.values[row], of_values])
+                self.outputs[row] = torch.cat([self.outputs[row], of_outputs])
+        self.n_done = n_permutations
+
+    def estimate(self, row: int) -> Tensor:
+        """Shapley values of an image's players, from the coalitions evaluated so far.
+
+        Returns:
+            (2, k) float64, values and standard errors.
+        """
+        image, drawn = self.images[row], self.drawn[row]
+        n = drawn.n_pairs(self.n_done)
+        place = torch.from_numpy(drawn.place[:n]).to(self.device)
+        pairs = ImagePairs(
+            members=torch.from_numpy(drawn.members[:n]).to(self.device),
+            values=self.values[row][place],
+            outputs=self.outputs[row][place],
+            end_values=self.ends[image].to(self.device),
+            end_outputs=self.end_outputs[row],
+            value=_of_image(self.value, image),
+            seed=self.seeds[image] ^ 1,  # another stream: Philox keys need only differ
+        )
+        return torch.stack(corrected(pairs))
+
+    def n_evaluations(self, row: int) -> int:
+        """Coalitions whose value was computed for the image in a row, both ends included."""
+        return len(self.values[row]) + 2
+
+
+def _of_image(value: Callable[[Tensor, Tensor], Tensor], image: int) -> Callable[[Tensor], Tensor]:
+    def of_outputs(outputs: Tensor) -> Tensor:
+        return value(torch.full((len(outputs),), image, device=outputs.device), outputs)
+
+    return of_outputs

@@ -1,0 +1,182 @@
+"""The run directory: how a file is published and read.
+
+A file is written whole or not at all: its bytes are made in memory, then put under the final name
+in one step (object stores), or written beside it and renamed (local folders)."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from shapray.credentials import without_credentials
+from shapray.errors import JobError, StorageError
+from shapray.storage.retry import patiently
+
+
+class RunDirectory:
+    """One run's files, on any fsspec file system. Cheap to send to another process.
+
+    Args:
+        url: local folder or fsspec URL; a relative folder is taken from the current one.
+    Raises:
+        JobError: no such file system, or what it needs is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            # A listing that s3fs remembers hides from it what workers have written since.
+            self.fs, root = url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise JobError(
+                f"output: '{without_credentials(url)}' is not a folder or URL that fsspec "
+                f"can open ({error}); right is a folder, s3://... (s3fs), gs://... (gcsfs)"
+            ) from error
+        self.root: str = self.fs._strip_protocol(root).rstrip("/")
+        local = isinstance(self.fs, LocalFileSystem)
+        self.shown: str = self.root if local else without_credentials(url)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what is written (``memory://`` is this process's own)."""
+        protocol = self.fs.protocol
+        return "memory" not in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def publish(self, path: str, data: bytes) -> None:
+        """Put `data` under `path` (relative), whole or not at all; replaces what was there.
+
+        Raises:
+            StorageError: names the file and the cause.
+        """
+        target = f"{self.root}/{path}"
+        try:
+            if isinstance(self.fs, LocalFileSystem):
+                patiently(lambda: _publish_local(target, data))
+            else:
+                patiently(lambda: self.fs.pipe_file(target, data))
+        except Exception as error:  # each file system raises its own kinds
+            raise self.failed("write", path, error) from error
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put `data` under `path` if nothing is there; returns whether it was put.
+
+        One of several that try at once succeeds, on local folders and on stores with conditional
+        writes (S3, GCS); elsewhere two may.
+
+        Raises:
+            StorageError: names the file and the cause.
+        """
+        target = f"{self.root}/{path}"
+        try:
+            if isinstance(self.fs, LocalFileSystem):
+                patiently(lambda: _publish_local(target, data, _link))
+            else:
+                patiently(lambda: self.fs.pipe_file(target, data, mode="create"))
+        except FileExistsError:
+            return False
+        except Exception as error:
+            raise self.failed("write", path, error) from error
+        return True
+
+    def remove(self, path: str) -> None:
+        """Delete the file `path`, and the run directory's folder if it was the last in it."""
+        try:
+            patiently(lambda: self.fs.rm_file(f"{self.root}/{path}"))
+            if isinstance(self.fs, LocalFileSystem) and not os.listdir(self.root):
+                os.rmdir(self.root)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self.failed("delete", path, error) from error
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes under `path`, None if there is no such file.
+
+        Raises:
+            StorageError: it cannot be read for another cause than that it is not there.
+        """
+        try:
+            return patiently(lambda: self.fs.cat_file(f"{self.root}/{path}"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Exception as error:
+            raise self.failed("read", path, error) from error
+
+    def failed(self, verb: str, path: str, error: Exception) -> StorageError:
+        cause = without_credentials(str(error)) or type(error).__name__
+        return StorageError(f"cannot {verb} {self.shown}/{path}: {type(error).__name__}: {cause}")
+
+    def publish_json(self, path: str, value: Any) -> None:
+        self.publish(path, (json.dumps(value, indent=2) + "\n").encode())
+
+    def read_json(self, path: str) -> Any:
+        """The value under `path`, None if there is no such file.
+
+        Raises:
+            JobError: the file is not JSON, so it is not one of ours.
+        """
+        data = self.read(path)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError as error:
+            raise JobError(f"output: {self.shown}/{path} is not JSON: {error}") from error
+
+    def publish_table(self, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+        """Publish `tables` as one Parquet file, a row group each; returns its size in bytes."""
+        buffer = io.BytesIO()
+        # Page checksums let a reader notice bytes that flipped on the way or at rest.
+        with pq.ParquetWriter(
+            buffer, schema, compression="zstd", write_page_checksum=True
+        ) as writer:
+            for table in tables:
+                writer.write_table(table.cast(schema))
+        data = buffer.getvalue()
+        self.publish(path, data)
+        return len(data)
+
+    def read_table(self, path: str) -> pa.Table:
+        """Raises StorageError if the file is not there or is not Parquet."""
+        data = self.read(path)
+        if data is None:
+            raise StorageError(f"{self.shown}/{path}: no such file")
+        try:
+            return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise self.failed("read", path, error) from error
+
+
+def _publish_local(target: str, data: bytes, put: Callable[[str, str], None] = os.replace) -> None:
+    folder, name = os.path.split(target)
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        put(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _link(temporary: str, target: str) -> None:
+    """Name a file, if the name is free."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
+            raise
+        if os.path.exists(target):  # a file system without hard links
+            raise FileExistsError(target) from error
+        os.replace(temporary, target)

@@ -1,0 +1,25 @@
+"""Numbers and errors in words, for messages."""
+
+import math
+
+
+def one_line(error: Exception) -> str:
+    """An error's class and the beginning of its message, for a group's reason."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 20 s``, ``5 h 12 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(n_bytes: int) -> str:
+    """``12 kB``, ``3.4 MB``."""
+    power = min(4, int(math.log10(max(1, n_bytes))) // 3)
+    return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

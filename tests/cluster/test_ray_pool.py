@@ -1,0 +1,277 @@
+"""Workers on a real local Ray: every task once, whatever happens to the workers."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+from tiny import local_ray
+
+from shapray.cluster.local_pool import LocalPool
+from shapray.cluster.ray_pool import MAX_DEATHS, RayPool
+from shapray.cluster.start import open_pool
+from shapray.config import Cluster
+from shapray.errors import JobError, StorageError
+
+pytestmark = pytest.mark.cluster
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    folder: str
+    cost: float = 1.0
+
+
+class Scribe:
+    """Leaves a line with its process in the task's folder for every start of a task."""
+
+    def __init__(self, device):
+        self.done = []
+
+    def _note(self, task):
+        """How often the task has been started by now."""
+        path = Path(task.folder) / task.name
+        with path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return len(path.read_text().splitlines())
+
+    def echo(self, task):
+        self._note(task)
+        return task.name, os.getpid()
+
+    def meet(self, task):
+        """Waits for a second process to come."""
+        self._note(task)
+        until = time.monotonic() + 60
+        while len({pid for path in Path(task.folder).glob("task-*") for pid in starts(path)}) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return task.name, os.getpid()
+
+    def order(self, task):
+        self.done.append(task.name)
+        return tuple(self.done)
+
+    def fail_once(self, task):
+        if self._note(task) == 1 and task.name == "bad":
+            raise OSError("the storage stumbled")
+        return task.name, os.getpid()
+
+    def fail(self, task):
+        n = self._note(task)
+        if task.name.startswith("bad"):
+            raise ArithmeticError(f"attempt {n}")
+        if task.name.startswith("job"):
+            raise JobError("image 7 does not decode")
+        if task.name.startswith("disk"):
+            raise StorageError("cannot write x: no space left")
+        return task.name, os.getpid()
+
+    def die_once(self, task):
+        if self._note(task) == 1 and task.name == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task.name, os.getpid()
+
+    def stumble(self, task):
+        """Short; fails or dies the first time if the name says so."""
+        if task.name.startswith(("bad", "deadly")) and self._note(task) == 1:
+            if task.name.startswith("deadly"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("the storage stumbled")
+        return task.name
+
+    def die(self, task):
+        self._note(task)
+        if task.name == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task.name, os.getpid()
+
+
+def unwilling(device):
+    raise JobError("model.factory: cannot import module 'nowhere'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with local_ray(num_cpus=3):
+        yield
+
+
+@pytest.fixture(scope="module")
+def pool(cluster):
+    """Two workers; the third CPU is for tests that need a worker of their own."""
+    pool = RayPool(Scribe, Cluster(workers=2))
+    yield pool
+    pool.close()
+
+
+def do(pool, method, names, folder):
+    receipts = []
+    failures = pool.run(method, [Task(name, str(folder)) for name in names], receipts.append)
+    return receipts, failures
+
+
+def starts(path):
+    return [int(pid) for pid in path.read_text().splitlines()]
+
+
+NAMES = [f"task-{i}" for i in range(20)]
+
+
+def test_every_task_is_done_once_by_all_workers_in_processes_of_their_own(pool, tmp_path):
+    receipts, failures = do(pool, "meet", NAMES, tmp_path)
+    assert sorted(name for name, _ in receipts) == sorted(NAMES)
+    assert failures == []
+    assert all(len(starts(tmp_path / name)) == 1 for name in NAMES)
+    assert len({pid for _, pid in receipts}) == 2
+    assert os.getpid() not in {pid for _, pid in receipts}
+
+
+def test_the_workers_stay_for_the_next_stage(pool, tmp_path):
+    (tmp_path / "again").mkdir()
+    first, _ = do(pool, "meet", NAMES, tmp_path)
+    second, _ = do(pool, "meet", NAMES, tmp_path / "again")
+    assert {pid for _, pid in first} == {pid for _, pid in second}
+
+
+def test_no_tasks_need_no_workers():
+    idle = RayPool(Scribe, Cluster())
+    assert do(idle, "echo", [], "") == ([], [])
+    assert idle.members == []
+
+
+def test_costly_tasks_go_first():
+    pool = LocalPool(Scribe, Cluster(device="cpu"))
+    receipts = []
+    costs = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 3.0}
+    pool.run("order", [Task(name, "", cost) for name, cost in costs.items()], receipts.append)
+    assert receipts[-1] == ("b", "d", "c", "a")
+
+
+def test_a_task_that_fails_once_succeeds_on_another_worker(pool, tmp_path):
+    (tmp_path / "before").mkdir()
+    do(pool, "meet", NAMES, tmp_path / "before")  # both workers are up
+    receipts, failures = do(pool, "fail_once", ["bad", *NAMES], tmp_path)
+    assert failures == []
+    assert len(receipts) == len(NAMES) + 1
+    first, second = starts(tmp_path / "bad")
+    assert dict(receipts)["bad"] == second != first
+
+
+def test_a_task_that_fails_twice_is_set_aside_with_its_traceback(pool, tmp_path):
+    receipts, failures = do(pool, "fail", ["bad-1", *NAMES, "bad-2"], tmp_path)
+    assert len(receipts) == len(NAMES)
+    assert sorted(failure.task.name for failure in failures) == ["bad-1", "bad-2"]
+    for failure in failures:
+        assert failure.message == "ArithmeticError: attempt 2"
+        assert "Traceback" in failure.traceback
+        assert "test_cluster.py" in failure.traceback
+        assert not failure.is_job_error
+
+
+def test_a_users_error_in_a_task_is_not_tried_again(pool, tmp_path):
+    _, [failure] = do(pool, "fail", ["job", *NAMES], tmp_path)
+    assert failure.message == "image 7 does not decode"
+    assert failure.is_job_error
+    assert len(starts(tmp_path / "job")) == 1
+
+
+def test_a_worker_that_dies_is_replaced_and_its_tasks_go_elsewhere(pool, tmp_path):
+    receipts, failures = do(pool, "die_once", ["deadly", *NAMES], tmp_path)
+    assert failures == []
+    assert sorted(name for name, _ in receipts) == sorted(["deadly", *NAMES])
+    (tmp_path / "after").mkdir()
+    again, _ = do(pool, "meet", NAMES, tmp_path / "after")
+    assert len({pid for _, pid in again}) == 2
+    assert starts(tmp_path / "deadly")[0] not in {pid for _, pid in again}
+
+
+def test_a_task_that_kills_every_worker_is_set_aside(pool, tmp_path):
+    receipts, [failure] = do(pool, "die", ["deadly", *NAMES], tmp_path)
+    assert sorted(name for name, _ in receipts) == sorted(NAMES)
+    assert failure.task.name == "deadly"
+    assert f"{MAX_DEATHS} workers died while they did it" in failure.message
+
+
+def test_short_tasks_that_come_in_batches_are_done_once_whatever_happens(pool, tmp_path):
+    names = [f"task-{i}" for i in range(5000)]
+    for i in range(2000, 5000, 1000):
+        names[i : i + 2] = [f"bad-{i}", f"deadly-{i}"]
+    receipts, seen = [], []
+
+    def change(counts):
+        seen.append((counts.n_done, counts.n_retried))
+
+    tasks = [Task(name, str(tmp_path)) for name in names]
+    assert pool.run("stumble", tasks, receipts.append, change) == []
+    assert sorted(receipts) == sorted(names)
+    assert seen[-1][0] == len(names)
+    assert seen[-1][1] >= 6  # also what else was in the batches of the workers that died
+    assert len(seen) < len(names) / 4  # so it was in batches
+
+
+def test_what_goes_wrong_is_said_in_plain_lines(pool, tmp_path, caplog):
+    class Named(Task):
+        def __str__(self):
+            return f"group {self.name}, images 0-15"
+
+    for method in ("fail_once", "die_once"):
+        (tmp_path / method).mkdir()
+        names = ["bad", "deadly"] if method == "fail_once" else ["deadly"]
+        pool.run(method, [Named(name, str(tmp_path / method)) for name in names], print)
+    lines = [record.getMessage() for record in caplog.records]
+    again = "fail_once: group bad, images 0-15 tried again on another worker: OSError: the storage"
+    assert any(line.startswith(again) for line in lines)
+    died = [line for line in lines if line.startswith("die_once: a worker died (node ")]
+    assert "at group deadly, images 0-15; its tasks go elsewhere" in died[0]
+
+
+def test_storage_that_cannot_be_written_stops_the_run(pool, tmp_path):
+    names = [f"disk-{i}" for i in range(50)]
+    with pytest.raises(StorageError, match="no space left"):
+        do(pool, "fail", names, tmp_path)
+    assert len(list(tmp_path.iterdir())) < len(names)
+    (tmp_path / "after").mkdir()
+    receipts, _ = do(pool, "echo", NAMES, tmp_path / "after")
+    assert sorted(name for name, _ in receipts) == sorted(NAMES)  # and nothing of the old run
+
+
+def test_a_worker_that_cannot_be_made_is_the_users_error():
+    pool = RayPool(unwilling, Cluster(workers=1))
+    with pytest.raises(JobError, match="cannot import module 'nowhere'"):
+        do(pool, "echo", ["a"], "")
+    pool.close()
+
+
+def test_a_cluster_without_room_for_a_worker_is_named_with_its_numbers():
+    with pytest.raises(JobError, match=r"needs 4 CPU, 0 GPU on one node.*nodes: 3 CPU, 0 GPU"):
+        RayPool(unwilling, Cluster(cpus_per_worker=4))
+    with pytest.raises(JobError, match="needs 1 CPU, 2 GPU on one node"):
+        RayPool(unwilling, Cluster(gpus_per_worker=2))
+    with pytest.raises(JobError, match="the cluster has no GPU"):
+        RayPool(unwilling, Cluster(device="cuda"))
+
+
+def test_auto_means_as_many_workers_as_the_cluster_holds(tmp_path):
+    with open_pool(Scribe, Cluster(cpus_per_worker=3), in_process=False) as whole:
+        assert whole.capacity == 1
+    assert RayPool(Scribe, Cluster()).capacity == 3
+
+
+def test_a_ray_that_was_there_before_stays():
+    with open_pool(unwilling, Cluster(), in_process=False):
+        pass
+    assert ray.is_initialized()
+
+
+def test_one_worker_in_this_process_does_the_same(tmp_path):
+    pool = LocalPool(Scribe, Cluster(device="cpu"))
+    receipts, failures = do(pool, "fail", ["bad", "job", *NAMES], tmp_path)
+    assert {pid for _, pid in receipts} == {os.getpid()}
+    assert sorted(failure.is_job_error for failure in failures) == [False, True]
+    with pytest.raises(StorageError):
+        do(pool, "fail", ["disk"], tmp_path)

@@ -1,0 +1,185 @@
+"""Looking ahead: what a plan counts is what the run does, and a budget is kept."""
+
+import itertools
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tiny import local_ray, write_job
+
+from shapray.cluster.nodes import workers_here
+from shapray.config import load_job
+from shapray.driver.forecast import fitting, make_forecast, makespan
+from shapray.driver.preview import parse_time
+from shapray.errors import JobError
+from shapray.run import main
+from shapray.storage.run_directory import RunDirectory
+from shapray.storage.shards import list_shards
+from shapray.worker.costs import GroupCosts
+from shapray.worker.survey import spread
+
+MIXED = {"exact_max_players": 14, "precision": "float32"}  # some images exact, some sampled
+OUTPUT = "memory://forecast-test"  # in memory: the run is in this process, too
+
+
+@pytest.fixture
+def memory():
+    """The run directory in memory, empty before and after."""
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    yield RunDirectory(OUTPUT)
+    fs.store.clear()
+
+
+@pytest.fixture(scope="module")
+def forecast(tmp_path_factory):
+    job = load_job(write_job(tmp_path_factory.mktemp("forecast"), score=MIXED, output=OUTPUT))
+    return make_forecast(job, (2, 4, 8, 16, 32))
+
+
+def test_the_run_does_what_the_plan_counted(tmp_path, memory, forecast):
+    assert main([str(write_job(tmp_path, score=MIXED, output=OUTPUT))]) == 0
+    prediction = forecast.at(8)
+    shards = {}
+    for path in list_shards(memory):
+        with memory.fs.open(f"{memory.root}/{path}") as file:
+            table = pa.parquet.read_table(file)
+        shards.setdefault(table["group"][0].as_py(), []).append(table)
+    assert {group.name for group in prediction.groups} == set(shards)
+    for group in prediction.groups:
+        done = pa.concat_tables(shards[group.name]).to_pandas()
+        assert len(shards[group.name]) == len(group.tasks)
+        assert group.n_evaluations == done["n_evaluations"].sum()
+        assert group.exact == (done["estimator"] == "exact").mean()
+        assert group.n_active == done["n_active"].mean()
+    record = memory.read_json("run.json")["stages"]
+    assert record["score"]["tasks"] == forecast.n_tasks
+    assert record["score"]["evaluations"] == sum(group.n_evaluations for group in prediction.groups)
+    assert record["evaluate"]["tasks"] == len(forecast.evaluate_tasks)
+    assert any(0 < group.exact < 1 for group in prediction.groups), "both estimators are at work"
+
+
+def test_a_plan_says_what_it_is_and_leaves_nothing(tmp_path, memory, capsys):
+    job = write_job(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(job), "--plan", "score.permutations=4"]) == 0
+    said = capsys.readouterr().out
+    for word in ("conv1", "conv2", "conv3", "fc1", "nothing is written", "4 permutations"):
+        assert word in said
+    assert "fc2 (10 units): " in said
+    assert "counted on 24 of 24 calibration images" in said
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not memory.fs.store
+
+
+def test_a_larger_budget_never_means_fewer_permutations(forecast):
+    times = [forecast.at(n).seconds(forecast.n_workers) for n in (2, 8, 10, 64, 300, 1024)]
+    chosen = [fitting(forecast, seconds + 1e-9) for seconds in sorted(times)]
+    for (smaller, larger), seconds in zip(itertools.pairwise(chosen), sorted(times)):
+        assert smaller.permutations <= larger.permutations
+        assert smaller.seconds(forecast.n_workers) <= seconds + 1e-9
+    assert chosen[-1].permutations == 1024
+    assert all(found.permutations % 2 == 0 for found in chosen)
+
+
+def test_a_budget_that_nothing_fits_names_the_numbers(tmp_path, memory, capsys):
+    assert main([str(write_job(tmp_path)), "--budget", "1s"]) == 2
+    said = capsys.readouterr().err
+    assert "1.0 s is too short; 2 permutations per image, the fewest, are predicted" in said
+    assert "exact images" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_a_begun_run_keeps_its_permutations(tmp_path, memory, capsys):
+    job = str(write_job(tmp_path, output=OUTPUT))
+    assert main([job, "score.permutations=4"]) == 0
+    assert main([job, "--budget", "1h"]) == 0
+    assert "begun with 4 permutations" in capsys.readouterr().out
+    assert memory.read_json("run.json")["job"]["score"]["permutations"] == 4
+
+
+def test_the_plan_of_a_budget_shows_the_choice(tmp_path, memory, capsys):
+    assert main([str(write_job(tmp_path, output=OUTPUT)), "--plan", "--budget", "1d"]) == 0
+    assert "--budget 1d: 1024 permutations" in capsys.readouterr().out
+    assert not memory.fs.store
+
+
+def test_exact_scores_have_no_permutations_to_choose(tmp_path, capsys):
+    job = write_job(tmp_path, score__estimator="exact", score__groups=["conv3"])
+    assert main([str(job), "--budget", "1h"]) == 2
+    assert "draws none" in capsys.readouterr().err
+
+
+def test_exact_scores_that_are_out_of_reach_are_refused(tmp_path, capsys):
+    job = write_job(tmp_path, score__estimator="exact")
+    assert main([str(job), "--plan"]) == 2
+    assert "has 32 active units on image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30min", 1800), ("2h", 7200), ("1.5d", 129600)]
+)
+def test_times_of_a_budget(text, seconds):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["2", "2 hours", "h", "0s", "-1h", ""])
+def test_what_is_not_a_time_is_refused(text):
+    with pytest.raises(JobError, match="90s, 30min, 2h or 1d"):
+        parse_time(text)
+
+
+def test_a_stage_is_never_shorter_than_its_longest_task():
+    tasks = [(1.0, np.array([4.0, 2.0, 2.0])), (0.0, np.array([3.0]))]
+    assert makespan(tasks, 1) == 12  # prepared once
+    assert makespan(tasks, 2) == 7  # 5 + 2 and 3 + 3: each worker prepares itself
+    assert makespan(tasks, 100) == 5
+
+
+def test_time_grows_with_what_is_evaluated():
+    costs = GroupCosts(
+        prepare=0,
+        image=1,
+        tables=2,
+        rows=16,
+        coalition=0.5,
+        permutations=(2, 4, 8),
+        books=(1, 2, 6),
+        subset_image=3,
+        subset=0.25,
+        row=0,
+        aggregate=0,
+        shard_bytes=1,
+        scores_bytes=1,
+        label_bytes=1,
+    )
+    exact, n = np.array([True, False]), np.array([16.0, 10.0])
+    assert costs.seconds(exact, n, 4).tolist() == [1 + 3 + 4, 1 + 2 + 5 + 2]
+    assert costs.seconds(exact, n, 6)[1] == 1 + 2 + 5 + 4  # between two that were timed
+    assert costs.seconds(exact, n, 32)[1] == 1 + 2 * 2 + 5 + 30  # behind; the tables twice
+
+
+def test_the_sample_has_all_labels_evenly():
+    labels = torch.arange(10).repeat(20)
+    chosen = spread(labels, 200, 20)
+    assert torch.bincount(labels[chosen]).tolist() == [2] * 10
+    assert spread(None, 5, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_workers_of_this_machine_need_their_processors(forecast):
+    cluster = forecast.planned.setup.job.cluster
+    one = workers_here(cluster)
+    assert workers_here(cluster.model_copy(update={"cpus_per_worker": 2})) == one // 2
+
+
+@pytest.mark.cluster
+def test_on_a_cluster_its_workers_are_timed_and_counted(tmp_path, monkeypatch):
+    job = load_job(write_job(tmp_path, cluster__workers="auto", score__groups=["conv3"]))
+    with local_ray(num_cpus=3):
+        monkeypatch.setenv("RAY_ADDRESS", "the one this process has joined")
+        forecast = make_forecast(job, (8,))
+    assert forecast.n_workers == 3
+    assert forecast.where == "this cluster (cpu)"
+    assert forecast.survey.n_active.shape == (24, 1)
