@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from shapray.errors import JobError
+from shapray.shapley import values
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -116,14 +118,10 @@ class Data(_Section):
     transform: Transform = Transform()
 
 
-VALUE_NAMES = (
-    "neg_cross_entropy",
-    "target_logit",
-    "logit_margin",
-    "target_probability",
-    "top1",
-    "neg_kl_divergence",
-)
+def _names_a_value_function(name: str) -> str:
+    if name not in values.NAMES:
+        raise ValueError(f"no such value function; there are {', '.join(values.NAMES)}")
+    return name
 
 
 class Score(_Section):
@@ -133,14 +131,7 @@ class Score(_Section):
     meet; with `target_standard_error` (of a score, relative to the spread of the group's scores)
     that is the most, and fewer are drawn where fewer reach the target."""
 
-    value: Literal[
-        "neg_cross_entropy",
-        "target_logit",
-        "logit_margin",
-        "target_probability",
-        "top1",
-        "neg_kl_divergence",
-    ] = "neg_cross_entropy"
+    value: Annotated[str, AfterValidator(_names_a_value_function)] = "neg_cross_entropy"
     estimator: Literal["hybrid", "exact", "permutation"] = "hybrid"
     permutations: int = Field(default=8, ge=2)
     target_standard_error: Annotated[float, Field(gt=0)] | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from shapray.cluster.needs import worker_needs
 from shapray.cluster.pool import (
     Counts,
     Failure,
@@ -16,19 +17,24 @@ from shapray.cluster.pool import (
     set_aside,
 )
 from shapray.config import Cluster
-from shapray.errors import JobError, StorageError
+from shapray.errors import StorageError
 
 
 class LocalPool:
-    """One worker in this process, for what no other process can see."""
+    """One worker in this process: for what no other process can see, and for few tasks.
+
+    Args:
+        make: device -> worker.
+        cluster: which device; the rest is for more than one worker.
+    Raises:
+        JobError: a GPU was asked for and there is none.
+    """
+
+    on_ray = False
 
     def __init__(self, make: Callable[[str], Any], cluster: Cluster) -> None:
-        cuda = cluster.device != "cpu" and torch.cuda.is_available()
-        if cluster.device == "cuda" and not cuda:
-            raise JobError("cluster.device: 'cuda' asked for, but this process sees no GPU")
-        device = "cuda" if cuda else "cpu"
-        self.worker = make(device)
-        self.device = device
+        self.device, _ = worker_needs(cluster, torch.cuda.is_available(), "this machine")
+        self.worker = make(self.device)
 
     @property
     def description(self) -> str:

@@ -1,19 +1,19 @@
 """What a dashboard shows of a run: metrics in Ray's registry, which every node's agent exports.
 
-Recorded by the driver, from counts and receipts. Prometheus sees them with the prefix ``ray_``,
-and counters with the suffix ``_total``.
+Recorded by the driver, who says what came back. Prometheus sees them with the prefix ``ray_``, and
+counters with the suffix ``_total``.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from ray.util.metrics import Counter, Gauge
 
 from shapray.cluster.pool import Counts
-from shapray.worker.tasks import Receipt
 
-KEPT = 0.9  # of the older receipts' weight when a newer one of the same group comes
+KEPT = 0.9  # of the older tasks' weight when a newer one of the same group comes
 
 NAMES = (
     "shapray_tasks_total",
@@ -26,9 +26,12 @@ NAMES = (
     "shapray_coalitions_per_second",
 )
 
+logger = logging.getLogger(__name__)
+
 
 class Metrics:
-    """The metrics of one driver; needs a connection to Ray."""
+    """The metrics of one driver; needs a connection to Ray. What cannot be recorded is said once
+    and ends no run."""
 
     def __init__(self) -> None:
         by_stage = ("stage",)
@@ -46,35 +49,43 @@ class Metrics:
         )
         self._seen = Counts()
         self._recent: dict[str, tuple[float, float]] = {}  # group -> evaluations, seconds
+        self._complained = False
 
     def start(self, stage: str, n_tasks: int) -> None:
         """A stage begins."""
-        self._total.set(n_tasks, {"stage": stage})
+        self._record(lambda: self._total.set(n_tasks, {"stage": stage}))
         self._seen = Counts()
 
     def count(self, stage: str, counts: Counts) -> None:
         """How far the stage is now."""
         for name, counter in self._counters.items():
             if more := getattr(counts, name) - getattr(self._seen, name):
-                counter.inc(more, {"stage": stage})
-        self._workers.set(counts.n_workers)
+                self._record(partial(counter.inc, more, {"stage": stage}))
+        self._record(lambda: self._workers.set(counts.n_workers))
         self._seen = replace(counts)
 
-    def receive(self, results: Iterable[Any]) -> None:
-        """What came back in one batch; only receipts for shards say more than that it did."""
-        receipts = [result for result in results if isinstance(result, Receipt)]
-        for receipt in receipts:
-            n, seconds = self._recent.get(receipt.task.group, (0.0, 0.0))
-            n = KEPT * n + receipt.n_evaluations
-            seconds = KEPT * seconds + receipt.seconds_evaluating
-            self._recent[receipt.task.group] = n, seconds
-        for group in {receipt.task.group for receipt in receipts}:
-            n, seconds = self._recent[group]
-            if seconds:
-                self._rate.set(n / seconds, {"group": group})
-        if receipts:
-            self._evaluations.inc(int(sum(receipt.n_evaluations for receipt in receipts)))
-            self._bytes.inc(int(sum(receipt.n_bytes for receipt in receipts)))
+    def shard(self, group: str, n_evaluations: int, seconds: float, n_bytes: int) -> None:
+        """A shard was published: coalitions evaluated for it, in how long, and its size."""
+        n, before = self._recent.get(group, (0.0, 0.0))
+        n, total = KEPT * n + n_evaluations, KEPT * before + seconds
+        self._recent[group] = n, total
+        if total:
+            self._record(lambda: self._rate.set(n / total, {"group": _as_tag(group)}))
+        self._record(lambda: self._evaluations.inc(n_evaluations))
+        self._record(lambda: self._bytes.inc(n_bytes))
 
     def end(self) -> None:
-        self._workers.set(0)
+        self._record(lambda: self._workers.set(0))
+
+    def _record(self, record: Callable[[], None]) -> None:
+        try:
+            record()
+        except Exception as error:  # Ray's registry is not worth a run
+            if not self._complained:
+                logger.warning("metrics: not recorded (%s: %s)", type(error).__name__, error)
+            self._complained = True
+
+
+def _as_tag(name: str) -> str:
+    """Ray's tag values are ASCII: other letters are written as their code points."""
+    return name.encode("ascii", "backslashreplace").decode()

@@ -2,24 +2,19 @@
 
 import json
 import logging
-import math
 import os
 import time
-from collections.abc import Mapping
 
 import ray
-import torch
 from ray.experimental.internal_kv import _internal_kv_get
 
-from shapray.config import Cluster
+from shapray.cluster.needs import Resources, n_fitting
 from shapray.errors import JobError
 
 # Where both generations of Ray's autoscaler leave their traces; Ray has no public question for it.
 _STATUS = b"__autoscaling_status"
 _SECOND_GENERATION = (b"__autoscaler_v2_enabled", b"__autoscaler")
 STATUS_SECONDS = 6.0  # after which an autoscaler has written one
-
-Resources = Mapping[str, float]
 
 
 def connect() -> None:
@@ -52,20 +47,6 @@ def nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def n_fitting(node: Resources, needs: Resources) -> int:
-    """How many workers an otherwise empty node holds.
-
-    A part of a GPU never spans two GPUs.
-    """
-    rooms = []
-    for key, need in needs.items():
-        if 0 < need < 1:
-            rooms.append(int(node.get(key, 0)) * math.floor(1 / need + 1e-9))
-        elif need:
-            rooms.append(int(node.get(key, 0) // need))
-    return min(rooms)
-
-
 def capacity(needs: Resources) -> int:
     """How many workers the cluster holds now."""
     return sum(n_fitting(node, needs) for node in nodes())
@@ -87,17 +68,3 @@ def autoscales() -> bool:
         if types or time.monotonic() > until:
             return any(name != f"node_{node}" for node, name in (types or {}).items())
         time.sleep(0.2)
-
-
-def in_words(amounts: Resources) -> str:
-    """For messages: ``2 CPU, 0.5 GPU``."""
-    return ", ".join(f"{amounts.get(key, 0):g} {key}" for key in ("CPU", "GPU"))
-
-
-def workers_here(cluster: Cluster) -> int:
-    """How many workers this machine holds."""
-    n_workers = (os.cpu_count() or 1) // cluster.cpus_per_worker
-    gpus = cluster.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if torch.cuda.is_available() and cluster.device != "cpu" else 0.0
-    return min(n_workers, int(torch.cuda.device_count() / gpus)) if gpus else n_workers

@@ -91,6 +91,8 @@ class Host:
 class Pool(Protocol):
     """Workers that do tasks."""
 
+    on_ray: bool  # or in this process
+
     @property
     def description(self) -> str: ...
 

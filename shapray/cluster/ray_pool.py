@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from shapray.cluster.backlog import Backlog, Entry
-from shapray.cluster.metrics import Metrics
-from shapray.cluster.nodes import autoscales, capacity, in_words, nodes
+from shapray.cluster.needs import in_words, worker_needs
+from shapray.cluster.nodes import autoscales, capacity, nodes
 from shapray.cluster.pool import Counts, Failure, Host, Task, Trouble, ignore, set_aside
 from shapray.config import Cluster
 from shapray.credentials import without_credentials
@@ -66,19 +66,12 @@ class RayPool:
         JobError: the cluster cannot hold a single worker, and does not grow.
     """
 
+    on_ray = True
+
     def __init__(self, make: Callable[[str], Any], cluster: Cluster) -> None:
         self.cluster = cluster
         has_gpu = any(node.get("GPU", 0) for node in nodes())
-        gpus = cluster.gpus_per_worker
-        if gpus == "auto":
-            gpus = 1 if has_gpu and cluster.device != "cpu" else 0
-        self.device = "cuda" if gpus and cluster.device != "cpu" else "cpu"
-        if cluster.device == "cuda" and not gpus:
-            raise JobError(
-                f"cluster.device: 'cuda' asked for with {gpus} GPUs per worker; "
-                f"{'set cluster.gpus_per_worker' if has_gpu else 'the cluster has no GPU'}"
-            )
-        self.needs = {"CPU": float(cluster.cpus_per_worker), "GPU": float(gpus)}
+        self.device, self.needs = worker_needs(cluster, has_gpu, "the cluster")
         self.capacity = capacity(self.needs)
         self.grows = autoscales()
         if not self.capacity:
@@ -90,7 +83,6 @@ class RayPool:
         self.owners: dict[Any, _Member] = {}  # of all calls that are under way
         self.numbers = itertools.count()
         self.deaths_at_start = 0
-        self.metrics = Metrics()
 
     def _has_no_room(self, need: str, there: str) -> None:
         if not self.grows:
@@ -120,7 +112,6 @@ class RayPool:
         on_change: Callable[[Counts], None] = ignore,
     ) -> list[Failure]:
         stage = _Stage(method, Backlog(tasks), on_receipt)
-        self.metrics.start(method, len(stage.backlog))
         try:
             while stage.backlog or any(member.flights for member in self.members):
                 self._staff(len(stage.backlog))
@@ -128,7 +119,6 @@ class RayPool:
                 for member, reference in self._wait():
                     self._receive(stage, member, reference)
                 stage.counts.n_workers = sum(m.preparing is None for m in self.members)
-                self.metrics.count(method, stage.counts)
                 on_change(stage.counts)
         except BaseException:
             for member in [member for member in self.members if member.flights]:
@@ -231,7 +221,6 @@ class RayPool:
         if n_done == len(entries):
             stage.backlog.learn(n_done, seconds, len(self.members))
         stage.counts.n_done += n_done
-        self.metrics.receive(results)
 
     def _begin(self, member: _Member) -> None:
         try:
@@ -310,7 +299,6 @@ class RayPool:
     def close(self) -> None:
         while self.members:
             self._dismiss(self.members[0])
-        self.metrics.end()
 
 
 def _last_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shapray.cluster.nodes import workers_here
+from shapray.cluster.needs import workers_here
 from shapray.cluster.ray_pool import RayPool
 from shapray.cluster.start import open_pool
 from shapray.config import Job, Score

@@ -1,21 +1,23 @@
 """The stages of a job, one after the other."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
+from shapray.cluster.metrics import Metrics
 from shapray.cluster.pool import Counts, Failure, Pool
 from shapray.cluster.start import open_pool
 from shapray.config import Job
 from shapray.driver import summary
+from shapray.driver.crew import Crew
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, groups_table, plan
-from shapray.driver.progress import Meter, meter
+from shapray.driver.progress import Meter
 from shapray.driver.record import Record, now
 from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import evaluate_tasks, inspect_tasks, measured, score_tasks
@@ -57,12 +59,14 @@ def _stages(inputs: Setup, claim: Claim, started: str, console: Console) -> None
         f"{len(inputs.calibration)} calibration and {len(inputs.evaluation)} evaluation images"
     )
     record = Record(store, job, claim, started)
-    with open_pool(functools.partial(Worker, planned.setup), job.cluster, not store.shared) as pool:
+    make = functools.partial(Worker, planned.setup)
+    with open_pool(make, job.cluster, in_process=not store.shared) as pool:
         console.print(pool.description)
+        crew = Crew(pool, console, Metrics() if pool.on_ray else None)
         n_active = None
         same_images = earlier and earlier.get("evaluation") == inputs.evaluation.digest()
         if not same_images or job.score.estimator == "exact":  # other groups may be asked for now
-            n_active = _inspect(pool, planned, console)
+            n_active = _inspect(crew, planned)
         precision = _precision(pool, job, earlier)
         parts = fingerprint_parts(inputs, precision)
         fingerprint = record.describe(planned, precision, parts)
@@ -71,10 +75,11 @@ def _stages(inputs: Setup, claim: Claim, started: str, console: Console) -> None
         with record.stage("plan"):
             store.publish_table("groups.parquet", [groups_table(planned)], GROUPS)
         tasks = score_tasks(planned, n_active, precision, fingerprint)
-        _score(pool, planned, tasks, record, console)
+        _score(crew, planned, tasks, record)
         totals = _aggregate(planned, tasks, record)
         compared = _prune(planned, record)
-        metrics = _evaluate(pool, planned, compared, record, console)
+        metrics = _evaluate(crew, planned, compared, record)
+        crew.end()
     summary.show(console, planned, totals, metrics)
 
 
@@ -103,29 +108,7 @@ def _first_write(record: Record) -> None:
         raise JobError(f"output: {error}") from error
 
 
-def _do(
-    pool: Pool,
-    stage: str,
-    tasks: Sequence[Any],
-    console: Console,
-    on_receipt: Callable[[Any], None],
-    on_change: Callable[[Meter, Counts], None] = lambda shown, counts: None,
-) -> list[Failure]:
-    """Tasks on the workers, with the meter running; the workers' method is named as the stage."""
-    with meter(console, stage, len(tasks), sum(task.cost for task in tasks)) as shown:
-
-        def receive(receipt: Any) -> None:
-            on_receipt(receipt)
-            shown.advance(receipt.task.cost)
-
-        def change(counts: Counts) -> None:
-            shown.show(counts)
-            on_change(shown, counts)
-
-        return pool.run(stage, tasks, receive, change)
-
-
-def _inspect(pool: Pool, planned: Plan, console: Console) -> np.ndarray:
+def _inspect(crew: Crew, planned: Plan) -> np.ndarray:
     """Every image read once; returns the active units, (n_images, n_groups)."""
     n_active = np.zeros((len(planned.setup.calibration), len(planned.setup.groups)), np.int32)
 
@@ -134,7 +117,7 @@ def _inspect(pool: Pool, planned: Plan, console: Console) -> np.ndarray:
         if task.images == "calibration":
             n_active[task.first : task.last] = inspection.n_active
 
-    failures = _do(pool, "inspect", inspect_tasks(planned), console, receive)
+    failures = crew.do("inspect", inspect_tasks(planned), receive)
     _nothing_failed("inspect", failures)
     check_exact(planned, n_active)
     return n_active
@@ -158,11 +141,9 @@ def _nothing_failed(stage: str, failures: Sequence[Failure]) -> None:
         raise TasksFailed(f"{stage}: {failure.message}\n{failure.traceback}")
 
 
-def _score(
-    pool: Pool, planned: Plan, tasks: list[ScoreTask], record: Record, console: Console
-) -> None:
+def _score(crew: Crew, planned: Plan, tasks: list[ScoreTask], record: Record) -> None:
     with record.stage("score") as entry:
-        missing = missing_tasks(planned, tasks, console)
+        missing = missing_tasks(planned, tasks, crew.console)
         entry |= {
             "tasks": len(tasks),
             "tasks_found_done": len(tasks) - len(missing),
@@ -180,6 +161,13 @@ def _score(
             entry["worker_seconds_evaluating"] += receipt.seconds_evaluating
             entry["evaluations"] += receipt.n_evaluations
             entry["shard_bytes"] += receipt.n_bytes
+            if crew.metrics is not None:
+                crew.metrics.shard(
+                    receipt.task.group,
+                    receipt.n_evaluations,
+                    receipt.seconds_evaluating,
+                    receipt.n_bytes,
+                )
 
         def change(shown: Meter, counts: Counts) -> None:
             entry.update(
@@ -192,7 +180,7 @@ def _score(
             )
             record.keep_current()
 
-        failures = _do(pool, "score", missing, console, receive, change)
+        failures = crew.do("score", missing, receive, change)
         _stop_if_failed("score", failures, record)
 
 
@@ -255,15 +243,13 @@ def _prune(planned: Plan, record: Record) -> list[Network]:
     return compared
 
 
-def _evaluate(
-    pool: Pool, planned: Plan, compared: list[Network], record: Record, console: Console
-) -> dict[str, Any]:
+def _evaluate(crew: Crew, planned: Plan, compared: list[Network], record: Record) -> dict[str, Any]:
     """All networks on the evaluation images; returns the content of ``prune/metrics.json``."""
     store, prune = planned.setup.store, planned.setup.job.prune
     with record.stage("evaluate") as entry:
         tasks = evaluate_tasks(compared, len(planned.setup.evaluation))
         evaluations: list[Evaluation] = []
-        failures = _do(pool, "evaluate", tasks, console, evaluations.append)
+        failures = crew.do("evaluate", tasks, evaluations.append)
         entry |= {"networks": len(compared), "tasks": len(tasks), "tasks_failed": len(failures)}
         _stop_if_failed("evaluate", failures, record)
         measurements = measured(compared, evaluations)

@@ -1,5 +1,5 @@
-"""A group on images as a fast game: the network's head run once an image, its tail once a coalition.
+"""A group on images as a fast game: the head runs once an image, the tail once a coalition.
 
-Imports `shapley`, `network` and the shards' columns. Start with `score.score_images`, then
+Imports `shapley`, `network` and the columns of a shard. Start with `score.score_images`, then
 `network_game` and `split`.
 """

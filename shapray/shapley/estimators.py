@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shapray.config import Score
 from shapray.shapley.coalitions import shapley_weights
 from shapray.shapley.game import Game, NonFiniteValue
 from shapray.shapley.pairs import Pairs, in_pairs
@@ -17,6 +17,26 @@ SAMPLING_VERSION = 2  # raised when the same job would give other scores
 MAX_EXACT_PLAYERS = 24  # 2**24 coalitions of one image; more is never meant
 
 FIRST_ROUND = 4  # permutations before a standard error is believed
+
+
+class Sampling(Protocol):
+    """How values are to be estimated; the job file's `score` section is one.
+
+    Attributes:
+        estimator: "exact", "permutation" (sampled), or "hybrid".
+        permutations: the price of sampling an image, even (see `n_sampled`).
+        exact_max_players: an image with no more active units is exact.
+        target_standard_error: where it is reached sampling stops earlier (see `is_enough`).
+    """
+
+    @property
+    def estimator(self) -> str: ...
+    @property
+    def permutations(self) -> int: ...
+    @property
+    def exact_max_players(self) -> int: ...
+    @property
+    def target_standard_error(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -49,15 +69,15 @@ def n_sampled(n_players: int, n_permutations: int) -> int:
     return n_permutations * max(n_players - 1, 0) + 2
 
 
-def is_exact(n_active: int, score: Score) -> bool:
+def is_exact(n_active: int, sampling: Sampling) -> bool:
     """Whether an image with so many active units is enumerated.
 
     Raises:
         ValueError: `exact` was asked for and is out of reach.
     """
-    if score.estimator == "permutation":
+    if sampling.estimator == "permutation":
         return False
-    if score.estimator == "exact":
+    if sampling.estimator == "exact":
         if n_active > MAX_EXACT_PLAYERS:
             raise ValueError(
                 f"exact values of {n_active} active units take 2^{n_active} = {2**n_active:,} "
@@ -65,8 +85,8 @@ def is_exact(n_active: int, score: Score) -> bool:
                 f"({2**MAX_EXACT_PLAYERS:,} coalitions)"
             )
         return True
-    cheap = 2**n_active <= n_sampled(n_active, score.permutations)
-    return n_active <= score.exact_max_players or cheap
+    cheap = 2**n_active <= n_sampled(n_active, sampling.permutations)
+    return n_active <= sampling.exact_max_players or cheap
 
 
 def exact_values(subset_values: Tensor) -> Tensor:
@@ -92,13 +112,13 @@ def exact_values(subset_values: Tensor) -> Tensor:
 
 
 def estimate(
-    game: Game, score: Score, seeds: Sequence[int], n_images: int | None = None
+    game: Game, sampling: Sampling, seeds: Sequence[int], n_images: int | None = None
 ) -> list[Estimate]:
     """Shapley values of every image of a game.
 
     Args:
         game: of `len(seeds)` images.
-        score: estimator, permutations, exact_max_players, target_standard_error.
+        sampling: how.
         seeds: one per image, of its random stream.
         n_images: size of the calibration set that these images stand for; the target of the
             standard error is meant for the mean over all of it. Default: these images.
@@ -113,16 +133,16 @@ def estimate(
         kept = list(range(game.n_players)) if end else []
         raise NonFiniteValue(image, kept, ends[image, end].item())
 
-    enumerated = [is_exact(k, score) for k in game.active.sum(1).tolist()]
+    enumerated = [is_exact(k, sampling) for k in game.active.sum(1).tolist()]
     found = {image: _enumerate(game, image) for image in every if enumerated[image]}
     sampled = [image for image in every if not enumerated[image]]
     if sampled:
-        samples = _samples(game, sampled, score.permutations, seeds, ends)
-        for n_permutations in rounds(score):
+        samples = _samples(game, sampled, sampling.permutations, seeds, ends)
+        for n_permutations in rounds(sampling):
             for sample in samples:
                 sample.extend(n_permutations)
                 found |= _sampled(game, sample, ends)
-            if is_enough(list(found.values()), score, n_images or len(seeds)):
+            if is_enough(list(found.values()), sampling, n_images or len(seeds)):
                 break
     return [found[image] for image in every]
 
@@ -145,31 +165,31 @@ def _samples(
     return samples
 
 
-def rounds(score: Score) -> list[int]:
+def rounds(sampling: Sampling) -> list[int]:
     """Numbers of permutations after which to look whether they are enough."""
-    if score.target_standard_error is None:
-        return [score.permutations]
+    if sampling.target_standard_error is None:
+        return [sampling.permutations]
     steps = [FIRST_ROUND]
-    while steps[-1] < score.permutations:
-        steps.append(min(2 * steps[-1], score.permutations))
+    while steps[-1] < sampling.permutations:
+        steps.append(min(2 * steps[-1], sampling.permutations))
     return steps
 
 
-def is_enough(found: Sequence[Estimate], score: Score, n_images: int) -> bool:
+def is_enough(found: Sequence[Estimate], sampling: Sampling, n_images: int) -> bool:
     """Whether the standard error that is to be expected of the group's scores meets the target.
 
     It is the root mean square over the units of the standard error of a score, for `n_images` like
     these, relative to the spread of the units' scores: the standard deviation over the units of the
     means, without the part that a mean of few images owes to the choice of the images.
     """
-    if score.target_standard_error is None or len(found) < 2:
+    if sampling.target_standard_error is None or len(found) < 2:
         return False
     values = np.stack([f.shapley_value for f in found])  # (n_found, n_players)
     errors = np.stack([f.standard_error for f in found])
     by_chance = values.var(0, ddof=1).mean() / len(found)
     spread = np.sqrt(max(values.mean(0).var() - by_chance, 0.0))
     error = np.sqrt(np.square(errors).mean() / n_images)
-    return bool(error <= score.target_standard_error * spread)  # never with an unknown error
+    return bool(error <= sampling.target_standard_error * spread)  # never with an unknown error
 
 
 def _enumerate(game: Game, image: int) -> Estimate:

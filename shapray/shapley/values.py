@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shapray.errors import JobError
-
 POOLED_OUTPUTS = 16  # outputs a surrogate models one by one; the rest is pooled
 
 
@@ -63,6 +61,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         neg_kl_divergence,
     )
 }
+NAMES = tuple(_FUNCTIONS)
 WITHOUT_LABELS = frozenset({"neg_kl_divergence"})
 
 
@@ -71,11 +70,11 @@ class Value:
     """A value function bound to a set of images.
 
     Args:
-        name: one of the job file's `score.value`.
+        name: one of `NAMES`.
         labels: (n_images,) int64, or None for unlabelled images.
         full: (n_images, n_outputs) float64, outputs of the full network.
     Raises:
-        JobError: the function needs labels and there are none.
+        ValueError: the function needs labels and there are none.
     """
 
     name: str
@@ -84,9 +83,9 @@ class Value:
 
     def __post_init__(self) -> None:
         if self.labels is None and self.name not in WITHOUT_LABELS:
-            raise JobError(
-                f"score.value: {self.name} needs labels and the calibration images have none; "
-                f"use {' or '.join(sorted(WITHOUT_LABELS))}, or set data.calibration.label_column"
+            raise ValueError(
+                f"{self.name} needs labels, and these images have none; "
+                f"{' and '.join(sorted(WITHOUT_LABELS))} needs none"
             )
 
     def __call__(self, images: Tensor, outputs: Tensor) -> Tensor:

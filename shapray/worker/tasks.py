@@ -74,13 +74,8 @@ class Receipt:
     """A shard is there. Times in seconds."""
 
     task: ScoreTask
-    path: str
-    n_rows: int
     n_bytes: int
     n_evaluations: int
-    n_exact: int  # images
-    n_values: int  # values of units, over images
-    n_exact_values: int
     seconds_evaluating: float
     seconds: float
 

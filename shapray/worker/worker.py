@@ -20,7 +20,7 @@ from shapray.pruning.evaluate import Tally, count_macs, tally
 from shapray.shapley.coalitions import image_seed
 from shapray.shapley.estimators import Estimate, estimate
 from shapray.shapley.game import NonFiniteValue
-from shapray.storage.shards import publish_shard, shard_path
+from shapray.storage.shards import publish_shard
 from shapray.worker.tasks import (
     EvaluateTask,
     Evaluation,
@@ -115,17 +115,10 @@ class Worker:
             shard_table(task.group, ids, labels, estimates),
             task.fingerprint,
         )
-        n_units = self.groups[task.group].n_units
-        n_exact = sum(found.estimator == "exact" for found in estimates)
         return Receipt(
             task=task,
-            path=shard_path(task.group, task.first, task.last),
-            n_rows=len(ids),
             n_bytes=n_bytes,
             n_evaluations=sum(found.n_evaluations for found in estimates),
-            n_exact=n_exact,
-            n_values=n_units * len(ids),
-            n_exact_values=n_units * n_exact,
             seconds_evaluating=evaluating,
             seconds=time.monotonic() - start,
         )

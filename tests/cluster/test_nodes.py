@@ -19,7 +19,7 @@ import ray
 from ray.cluster_utils import Cluster as Nodes
 from tiny import PYTHONPATH
 
-from shapray.cluster.nodes import n_fitting
+from shapray.cluster.needs import n_fitting
 from shapray.cluster.pool import Counts
 from shapray.cluster.ray_pool import RayPool
 from shapray.config import Cluster

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import local_ray, write_job
 
-from shapray.cluster.nodes import workers_here
+from shapray.cluster.needs import workers_here
 from shapray.config import load_job
 from shapray.driver.forecast import fitting, make_forecast, makespan
 from shapray.driver.preview import parse_time
