@@ -251,27 +251,33 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
-        raise JobError(f"job file {file}:\n" + _explain(error)) from error
+        raise JobError(f"job file {file}:\n" + explain(error, Job)) from error
 
 
-def _explain(error: ValidationError) -> str:
-    """Pydantic's findings, a line each: the key, what was found, what would be right."""
+def explain(error: ValidationError, section: type[BaseModel]) -> str:
+    """Pydantic's findings, a line each: the key, what was found, what would be right.
+
+    Args:
+        section: the model that was validated.
+    """
     lines = []
     for finding in error.errors():
         key = ".".join(str(part) for part in finding["loc"])
         message = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "extra_forbidden":
-            message = "unknown key; known here: " + ", ".join(_known_keys(finding["loc"][:-1]))
+            message = "unknown key; known here: " + ", ".join(
+                _known_keys(section, finding["loc"][:-1])
+            )
         elif finding["type"] == "missing":
             message = "this key is missing"
         elif "input" in finding and not isinstance(finding["input"], dict):
             message += f" (found {finding['input']!r})"
-        lines.append(f"  {key}: {message}")
+        lines.append(f"  {key}: {message}" if key else f"  {message}")
     return "\n".join(lines)
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: Any = Job
+def _known_keys(section: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    model: Any = section
     for part in location:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

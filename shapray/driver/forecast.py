@@ -23,7 +23,7 @@ from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
 from shapray.driver.tasks import evaluate_tasks, inspect_tasks, score_tasks
 from shapray.errors import ClusterError, JobError
-from shapray.pruning.cuts import networks
+from shapray.pruning.cuts import cuts
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
@@ -130,7 +130,7 @@ class Forecast:
             if task.group == planned.setup.groups[0].name
         ]
         zeros = {group.name: np.zeros(group.n_units) for group in planned.setup.groups}
-        compared = networks(zeros, job.prune)
+        compared = cuts(zeros, job.prune)
         self.n_networks = len(compared)
         self.evaluate_tasks = evaluate_tasks(compared, len(planned.setup.evaluation))
         n_active = np.zeros((n_images, len(planned.setup.groups)), np.int32)
@@ -150,7 +150,7 @@ class Forecast:
         per_network: dict[str, list[float]] = {}
         for task in self.evaluate_tasks:
             seconds = (survey.load + survey.forward) * (task.last - task.first)
-            per_network.setdefault(task.network, []).append(seconds)
+            per_network.setdefault(task.cut, []).append(seconds)
         inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
         return Prediction(
             permutations=permutations,

@@ -166,21 +166,25 @@ def open_images(images: Images, transform: Transform, key: str) -> ImageSet:
     )
 
 
-def check_labels(images: ImageSet, n_classes: int, key: str) -> None:
+def check_labels(labels: Tensor | None, ids: Sequence[str], n_classes: int, key: str) -> None:
     """Every label names one of the network's `n_classes` outputs.
 
+    Args:
+        labels: (n,) int64, not negative; None is right, too.
+        ids: of the images.
+        key: where they come from, for the message.
     Raises:
         JobError: names the first image whose label does not.
     """
-    if images.labels is None:
+    if labels is None:
         return
-    wrong = torch.nonzero(images.labels >= n_classes).flatten().tolist()
+    wrong = torch.nonzero(labels >= n_classes).flatten().tolist()
     if wrong:
         first = wrong[0]
         raise JobError(
-            f"{key}: image '{images.ids[first]}' has label {int(images.labels[first])}; "
+            f"{key}: image '{ids[first]}' has label {int(labels[first])}; "
             f"the network has {n_classes} outputs, so labels are 0..{n_classes - 1} "
-            f"({len(wrong)} of {len(images)} images are outside)"
+            f"({len(wrong)} of {len(ids)} images are outside)"
         )
 
 

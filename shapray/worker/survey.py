@@ -20,6 +20,7 @@ from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkGame, NetworkSplit
 from shapray.engine.precision import choose_precision
 from shapray.engine.rows import shard_table
+from shapray.network.consumers import count_active
 from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import count_macs, tally
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS, Estimate, estimate, is_exact
@@ -32,7 +33,6 @@ from shapray.storage.schemas import CLASS_SCORES, SCORES
 from shapray.storage.shards import publish_shard, read_shard
 from shapray.worker.costs import GroupCosts, Survey
 from shapray.worker.tasks import Setup
-from shapray.worker.worker import count_active
 
 COUNTED_MACS = 2e11  # of forward passes that count active units
 COUNTED_IMAGES = (16, 1000)  # at least and at most, if there are as many

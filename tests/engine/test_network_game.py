@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.config import VALUE_NAMES, Images, Model, Score, Transform
+from shapray.config import Images, Model, Score, Transform
 from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkGame, NetworkSplit
 from shapray.inputs.images import open_images
@@ -24,6 +24,7 @@ from shapray.network.group import Group
 from shapray.network.surgery import prune_model
 from shapray.shapley.estimators import estimate
 from shapray.shapley.game import Game
+from shapray.shapley.values import NAMES
 
 DATA = Path(__file__).parents[2] / "jobs" / "data"
 TOLERANCE = 1e-4  # of the largest output
@@ -624,7 +625,7 @@ def test_active_units_of_a_layer_over_height_width_channels():
 # --- values ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", VALUE_NAMES)
+@pytest.mark.parametrize("value", NAMES)
 def test_value_of_outputs(value):
     network = case("digits")
     group = network.group("conv3")

@@ -376,9 +376,9 @@ def test_overlap_is_found_by_content(tmp_path):
 
 def test_labels_out_of_range(tmp_path):
     images = parquet(write_parquet(tmp_path / "x.parquet"))
-    check_labels(images, 3, KEY)
+    check_labels(images.labels, images.ids, 3, KEY)
     with pytest.raises(JobError, match=r"image 'img02' has label 2; .* 2 outputs.* 0\.\.1 \(4 of"):
-        check_labels(images, 2, KEY)
+        check_labels(images.labels, images.ids, 2, KEY)
     for wrong in (-1, None):
         path = write_parquet(tmp_path / "y.parquet", label=[0] * 11 + [wrong])
         with pytest.raises(JobError, match=rf"image 'img11' has label {wrong}"):

@@ -6,7 +6,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.errors import JobError
 from shapray.network.check import check_group
 from shapray.network.consumers import mask_consumers
 from shapray.network.find import find_groups
@@ -319,7 +318,9 @@ def test_logits_that_are_all_zero_prove_nothing():
     model.fc2.weight.data.zero_()
     model.fc2.bias.data.zero_()
     reason = check_group(model, groups_by_name(model)["conv1"], images(), seed=0)
-    assert reason == "cannot be checked: all logits are 0 with 1 of 5 units removed"
+    assert reason == (
+        "masked and pruned network cannot be compared: all outputs are 0 with 1 of 5 units removed"
+    )
 
 
 def test_linear_layers_on_tokens():
@@ -354,13 +355,6 @@ def test_model_is_left_as_it_was():
     assert not model.conv1.weight.requires_grad
     assert model.conv2.weight.requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_network_without_logits_or_graph_is_the_users_error():
-    with pytest.raises(JobError, match=r"logits \(1, classes\); it returns \(1, 4, 8, 8\)"):
-        find_groups(nn.Conv2d(3, 4, 1), EXAMPLE)
-    with pytest.raises(JobError, match=r"one image of shape \(1, 1, 8, 8\)"):
-        find_groups(Plain(), torch.zeros(1, 1, 8, 8))
 
 
 def test_resnet20_scores_the_inner_convolutions_and_not_the_padded_stream():
