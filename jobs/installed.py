@@ -6,6 +6,7 @@ cd ELSEWHERE && python REPOSITORY/jobs/installed.py
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def main() -> None:
     print(f"shapray {shapray.__version__} in {where}: {len(modules)} modules")
     torch.manual_seed(0)
     images, labels = torch.rand(12, 3, 32, 32), torch.arange(12) % 10
-    names = {
+    names: dict[str, Any] = {
         "model": resnet20().eval(),
         "images": images,
         "labels": labels,

@@ -24,7 +24,7 @@ from torch import nn
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "jobs" / "data" / "digits.parquet"
-PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])  # of workers
 TABLES = ("groups.parquet", "scores.parquet", "class_scores.parquet", "prune/curve.parquet")
 
 

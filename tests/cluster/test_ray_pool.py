@@ -169,7 +169,7 @@ def test_a_task_that_fails_twice_is_set_aside_with_its_traceback(pool, tmp_path)
     for failure in failures:
         assert failure.message == "ArithmeticError: attempt 2"
         assert "Traceback" in failure.traceback
-        assert "test_cluster.py" in failure.traceback
+        assert "test_ray_pool.py" in failure.traceback
         assert not failure.is_job_error
 
 

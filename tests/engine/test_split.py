@@ -1,16 +1,14 @@
-"""Operations that few networks have: the exact values are still those of the whole network."""
+"""A network in two halves: networks whose operations few have, and what a tail costs."""
 
 import brute_force
 import numpy as np
 import pytest
 import torch
-from tiny import write_job
+from cases import case
 from torch import nn
 from torch.nn import functional as F
 
-from shapray.config import Score, load_job
-from shapray.driver.inputs import open_inputs
-from shapray.driver.plan import plan
+from shapray.config import Score
 from shapray.engine.check import check_split
 from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkSplit
@@ -18,7 +16,6 @@ from shapray.network.check import check_group
 from shapray.network.consumers import mask_consumers
 from shapray.network.find import find_groups
 from shapray.shapley.estimators import estimate
-from shapray.storage.run_directory import RunDirectory
 
 N_IMAGES = 2
 
@@ -26,10 +23,10 @@ N_IMAGES = 2
 class Blocks(nn.Module):
     """A stem, two convolutions whose group `a` is scored, and a classifier."""
 
-    def __init__(self, width: int = 5) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.stem, self.a = nn.Conv2d(3, 5, 1), nn.Conv2d(5, width, 1)
+        self.stem, self.a = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 5, 1)
         self.b, self.last = nn.Conv2d(5, 5, 1), nn.Linear(5, 3)
 
     def between(self, x):
@@ -92,72 +89,18 @@ def test_exact_values_are_those_of_the_masked_network(kind, precision):
         np.testing.assert_allclose(found[image].shapley_value, expected, atol=atol)
 
 
-class Glued(Blocks):
-    """Two channels of `a` become one before anybody reads them."""
-
-    def __init__(self) -> None:
-        super().__init__(width=10)
-
-    def forward(self, x):
-        x, end = self.between(x)
-        return end(self.b(F.glu(self.a(x), 1)))
-
-
-def test_a_group_that_cannot_be_read_leaves_the_others():
-    groups = {g.name: g.reason for g in find_groups(Glued().eval(), torch.zeros(1, 3, 4, 4))}
-    assert groups["stem"] is None
-    assert groups["a"] is not None
-
-
-class Revived(nn.Module):
-    """Unit 0 of `first` is silent until unit 1 goes; its consumers are called by keyword, and
-    torch.fx cannot trace it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
-
-    def forward(self, x):
-        assert float(x.sum()) > -1e9
-        x = F.relu(self.first(x))
-        x = F.relu(x + self.second(input=x))
-        return self.last(input=x.mean((2, 3)))
-
-
-def test_what_is_read_by_keyword_can_make_a_group_deep():
-    group = find_groups(Revived().eval(), torch.zeros(1, 3, 4, 4))[0]
-    assert group.name == "first"
-    assert not group.flat
-
-
-class Patches(nn.Module):
-    """Two halves of an image as two rows of the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.first, self.stem = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 5, 1)
-        self.a, self.b, self.last = nn.Conv2d(5, 5, 1), nn.Conv2d(5, 5, 1), nn.Linear(5, 10)
-
-    def forward(self, x):
-        x = F.relu(self.stem(F.relu(self.first(x))))
-        n, c, h, w = x.shape
-        x = x.reshape(n, c, 2, h // 2, w).transpose(1, 2).flatten(0, 1)
-        x = self.b(F.relu(self.a(x)))
-        return self.last(x.mean((2, 3)).unflatten(0, (n, 2)).mean(1))
-
-
-@pytest.mark.filterwarnings("ignore:.*every coalition runs the whole network")
-def test_a_group_whose_tail_does_not_run_is_listed_and_the_others_are_scored(tmp_path):
-    job = load_job(
-        write_job(
-            tmp_path,
-            model={"factory": "test_odd_networks:Patches"},
-            output=f"memory://{tmp_path.name}",
-        )
-    )
-    planned = plan(open_inputs(job, RunDirectory(job.output)))
-    reasons = {group.name: group.reason for group in planned.groups}
-    assert reasons["a"] is not None
-    assert reasons["a"].startswith("its tail does not run: ")
-    assert reasons["first"] is None
+def test_multiply_adds_of_a_tail():
+    """Consumers and what lies behind them; written out for the digits network."""
+    network = case("digits")
+    fc2 = 64 * 10
+    fc1 = 16 * 2 * 2 * 64
+    conv3 = 16 * 32 * 9 * 4 * 4
+    conv2 = 32 * 32 * 9 * 8 * 8
+    expected = {
+        "conv1": conv2 + conv3 + fc1 + fc2,
+        "conv2": conv3 + fc1 + fc2,
+        "conv3": fc1 + fc2,
+        "fc1": fc2,
+    }
+    found = {group.name: network.split(group).tail_macs for group in network.groups}
+    assert found == expected
