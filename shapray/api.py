@@ -6,8 +6,7 @@ asked for, Ray. Arguments have the names of the job file's keys, without their s
 
 import copy
 import functools
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,19 +14,29 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor, nn
 
+from shapray.arguments import (
+    about,
+    in_memory,
+    kind_of,
+    labels_of,
+    named_as_arguments,
+    pixels_of,
+    scorable,
+    section_of,
+    sections,
+)
 from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
-from shapray.config import Cluster, Prune, Score, explain
+from shapray.config import Prune, Score
 from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
 from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.check import choose_groups
-from shapray.errors import JobError
 from shapray.inputs.images import check_labels
 from shapray.network.consumers import count_active
 from shapray.network.find import find_groups
@@ -38,9 +47,8 @@ from shapray.pruning.cuts import ranking_scores
 from shapray.pruning.evaluate import Tally, count_macs, tally
 from shapray.pruning.ranking import plan_removal
 from shapray.shapley.estimators import check_enumerable
-from shapray.shapley.values import WITHOUT_LABELS
 from shapray.storage.aggregate import aggregate_group
-from shapray.worker.in_memory import ImagesInMemory, InMemoryWorker, Rows
+from shapray.worker.in_memory import InMemoryWorker, Rows
 from shapray.worker.tasks import PrecisionTask
 
 S = TypeVar("S", bound=BaseModel)
@@ -132,17 +140,17 @@ def score(
         ValueError: an argument is wrong; names it.
         RuntimeError: scoring failed; names group and images.
     """
-    with _names_of_arguments():
-        asked, cluster = _sections(groups, workers, settings)
-        held = _in_memory(images, labels, ids, asked)
-        copied = _scorable(model)
+    with named_as_arguments():
+        asked, cluster = sections(groups, workers, settings)
+        held = in_memory(images, labels, ids, asked)
+        copied = scorable(model)
         few = held.pixels[:CHECK_IMAGES]
-        n_classes = _about("model", lambda: probe(copied, few))
+        n_classes = about("model", lambda: probe(copied, few))
         check_labels(held.labels, held.ids, n_classes, "labels")
         if n_classes == 1 and asked.value == "logit_margin":
             raise ValueError("value: logit_margin needs two outputs to compare; the network has 1")
-        found = _about("model", lambda: find_groups(copied, few[:1]))
-        checked, tail_macs = _about(
+        found = about("model", lambda: find_groups(copied, few[:1]))
+        checked, tail_macs = about(
             "groups", lambda: choose_groups(copied, found, few, asked.groups, asked.seed)
         )
         scored = [group for group in checked if group.reason is None]
@@ -151,7 +159,7 @@ def score(
         )
         if asked.estimator == "exact":
             names = [group.name for group in scored]
-            _about("estimator", lambda: check_enumerable(n_active, held.ids, names))
+            about("estimator", lambda: check_enumerable(n_active, held.ids, names))
         make = functools.partial(InMemoryWorker, copied, scored, held, asked, cluster)
         console = Console(quiet=not progress, markup=False, emoji=False, highlight=False)
         with _threads_kept(), open_pool(make, cluster, in_process=workers is None) as pool:
@@ -181,8 +189,8 @@ def plan(scores: Scores, ratio: float = 0.3, **settings: Any) -> dict[str, list[
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    with _names_of_arguments():
-        asked = _section(Prune, settings | {"ratio": ratio})
+    with named_as_arguments():
+        asked = section_of(Prune, settings | {"ratio": ratio})
         return plan_removal(ranking_scores(scores.scores, asked.rank_by), asked)
 
 
@@ -199,10 +207,10 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
     """
     if not isinstance(example, Tensor) or example.ndim != 4 or len(example) != 1:
         raise ValueError(
-            f"example: one image (1, channels, height, width) is needed, found {_kind(example)}; "
+            f"example: one image (1, channels, height, width) is needed, found {kind_of(example)}; "
             "images[:1] is one"
         )
-    return _about("cut", lambda: prune_model(model, example.to(_device(model)), cut))
+    return about("cut", lambda: prune_model(model, example.to(_device(model)), cut))
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -> Quality:
@@ -215,8 +223,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    pixels, device = _pixels(images), _device(model)
-    targets = _labels(labels, len(pixels))
+    pixels, device = pixels_of(images), _device(model)
+    targets = labels_of(labels, len(pixels))
     if targets is None:
         raise ValueError("labels: None, and accuracy is measured with them")
     network = copy.deepcopy(model).eval()
@@ -231,117 +239,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -
     return Quality(total.top1, total.loss, parameters, multiply_adds, total.n)
 
 
-# What the rooms below say of a job's keys, said of arguments.
-
-
-@contextmanager
-def _names_of_arguments() -> Iterator[None]:
-    """A wrong job is a wrong argument here: its key is the argument's name, after its section."""
-    try:
-        yield
-    except JobError as error:
-        raise ValueError(_without_sections(str(error))) from error
-
-
-def _section(section: type[S], keys: Mapping[str, Any]) -> S:
-    """Raises ValueError for an argument that is no key of the section, or has no value of it."""
-    try:
-        return section.model_validate(keys)
-    except ValidationError as error:
-        raise ValueError(explain(error, section).strip()) from error
-
-
-def _about(argument: str, check: Callable[[], T]) -> T:
-    try:
-        return check()
-    except ValueError as error:
-        raise ValueError(f"{argument}: {_without_sections(str(error))}") from error
-
-
-def _without_sections(text: str) -> str:
-    return re.sub(r"\b(?:score|cluster|prune)\.(?=[a-z_]+\b)", "", text)
-
-
-def _sections(
-    groups: str | Sequence[str], workers: int | str | None, settings: Mapping[str, Any]
-) -> tuple[Score, Cluster]:
-    known = [*Score.model_fields, *Cluster.model_fields]
-    unknown = settings.keys() - set(known)
-    if unknown:
-        raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(known)}")
-    of_cluster = Cluster.model_fields.keys() & settings.keys()
-    given = {} if workers is None else {"workers": workers}
-    cluster = _section(Cluster, {key: settings[key] for key in of_cluster} | given)
-    patterns = [groups] if isinstance(groups, str) else list(groups)
-    rest = {key: value for key, value in settings.items() if key not in of_cluster}
-    return _section(Score, rest | {"groups": patterns}), cluster
-
-
-def _in_memory(
-    images: Tensor, labels: Any, ids: Sequence[str] | None, asked: Score
-) -> ImagesInMemory:
-    pixels = _pixels(images)
-    targets = _labels(labels, len(pixels))
-    if targets is None and asked.value not in WITHOUT_LABELS:
-        raise ValueError(
-            f"labels: None, and the value {asked.value} needs them; "
-            f"{' or '.join(sorted(WITHOUT_LABELS))} needs none"
-        )
-    named = tuple(str(name) for name in (range(len(pixels)) if ids is None else ids))
-    if len(named) != len(pixels) or len(set(named)) != len(named):
-        raise ValueError(
-            f"ids: {len(named)}, {len(set(named))} of them different, for {len(pixels)} images"
-        )
-    return ImagesInMemory(pixels, targets, named)
-
-
-def _pixels(images: Any) -> Tensor:
-    """(n, channels, height, width) float32 on the CPU."""
-    pixels = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
-    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not len(pixels):
-        raise ValueError(
-            f"images: a tensor (n, channels, height, width) is needed, found {_kind(images)}"
-        )
-    if not pixels.is_floating_point():
-        raise ValueError(
-            f"images: their type is {pixels.dtype}; give floats as the network takes them, scaled "
-            "and normalised"
-        )
-    wrong = (~pixels.flatten(1).isfinite().all(1)).nonzero()
-    if len(wrong):
-        raise ValueError(f"images: number {int(wrong[0])} holds values that are not finite")
-    return pixels.detach().to("cpu", torch.float32)
-
-
-def _labels(labels: Any, n_images: int) -> Tensor | None:
-    """(n_images,) int64 on the CPU, or None."""
-    if labels is None:
-        return None
-    found = torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels)
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(f"labels: their type is {found.dtype}; integers from 0 are needed")
-    if found.shape != (n_images,):
-        raise ValueError(f"labels: shape {tuple(found.shape)} for {n_images} images")
-    if found.min() < 0:
-        raise ValueError(f"labels: {int(found.min())} is among them; labels are integers from 0")
-    return found.detach().to("cpu", torch.int64)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
-
-
 def _device(model: nn.Module) -> torch.device:
     tensors = [*model.parameters(), *model.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
-
-
-def _scorable(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model: a torch.nn.Module is needed, found {_kind(model)}")
-    return copy.deepcopy(model).to("cpu", torch.float32).eval()
 
 
 @contextmanager
