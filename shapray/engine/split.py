@@ -1,4 +1,4 @@
-"""A network cut in two downstream of a group: the head runs once per image, the tail once per coalition.
+"""A network cut in two downstream of a group: its head runs once per image, its tail per coalition.
 
 Two ways lead into the tail. *Masked*: the consumers read their cached inputs times the mask; right
 for every group. *Summed*: in a flat group the consumers' outputs are linear in the mask, so the
