@@ -13,8 +13,8 @@ enlarged CIFAR-10 images of 224 x 224 pixels, their active units counted), with 
 `shapray.worker.survey` measures here and a spread of 20 %, handed out by the pool's own backlog to
 512 simulated workers; 2 % of them die at some moment, lose what they were doing and are replaced
 after a minute. Idle is all that is not the evaluation of a task that was finished. A GPU is
-simulated by times a hundredth as long. *memory*: the peak resident size of a fresh process that plans and hands
-out 1,000,000 tasks, without the libraries' files that are mapped into it.
+simulated by times a hundredth as long. *memory*: the peak resident size of a fresh process that
+plans and hands out 1,000,000 tasks, without the libraries' files that are mapped into it.
 """
 
 import argparse
