@@ -10,11 +10,12 @@ import fsspec
 from shapray.config import Images
 from shapray.credentials import without_credentials
 from shapray.errors import JobError
+from shapray.inputs.decode import FORMATS
 from shapray.inputs.files import filesystem
 from shapray.inputs.listing import Listing
 from shapray.storage.retry import patiently
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
 
 
 class FolderReader:

@@ -1,7 +1,6 @@
 """Sets of images: which ones are taken, how they become tensors, and their digests."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -95,9 +94,8 @@ class ImageSet:
         transform = self._transform
         try:
             pixels = decode(image, transform.mode)
-        except (RuntimeError, ValueError, TypeError, OSError) as error:
-            line = str(error).partition("\n")[0]
-            reason = re.sub(r"^[^,]*, \S+:\d+, ", "", line)  # C++ function, file, line
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
             raise JobError(
                 f"{self.key}: {self._name(position)} does not decode: {reason}"
             ) from error

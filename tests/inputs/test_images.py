@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 
 from shapray.config import Images, Transform
 from shapray.errors import JobError
+from shapray.inputs.decode import FORMATS
 from shapray.inputs.images import check_disjoint, check_labels, open_images
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,16 @@ def test_imagefolder(tmp_path):
     assert images.ids == [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.equal(images.load(3, 5), torch.stack([scaled(10), scaled(11)]))
+
+
+def test_every_listed_ending_is_read(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for kind, endings in FORMATS.items():
+        for ending in endings:
+            (tmp_path / "cat" / f"x{ending}").write_bytes(encoded(pixels(0), kind))
+    images = open_images(Images(source="imagefolder", path=str(tmp_path)), Transform(), KEY)
+    assert len(images) == sum(map(len, FORMATS.values()))
+    assert images.load(0, len(images)).shape == (len(images), 3, 6, 5)
 
 
 def test_imagefolder_mistakes(tmp_path):
