@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
-from shapray.config import Job
+from shapray.config import Model
 from shapray.errors import JobError
 from shapray.inputs.model import import_callable
 from shapray.network.group import n_root_units
@@ -43,7 +43,7 @@ def load_pruned(run_dir: str) -> nn.Module:
     plan = _read_json(f"{folder}/prune/plan.json")
     weights = _read(f"{folder}/prune/model.safetensors")
     try:
-        job = Job.model_validate(run["job"])
+        made_by = Model.model_validate(run["job"]["model"])
         example = torch.zeros(run["example_shape"])
         groups = {
             name: (group["n_units"], group["removed"]) for name, group in plan["groups"].items()
@@ -53,7 +53,7 @@ def load_pruned(run_dir: str) -> nn.Module:
             f"run directory {folder}: run.json or plan.json is damaged: {error}"
         ) from error
 
-    model = import_callable(job.model.factory, "model.factory")(**job.model.kwargs)
+    model = import_callable(made_by.factory, "model.factory")(**made_by.kwargs)
     model = model.to(dtype=torch.float32).eval()
     try:
         for name, (n_units, _) in groups.items():
@@ -65,7 +65,7 @@ def load_pruned(run_dir: str) -> nn.Module:
     except (ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise JobError(
             f"run directory {folder}: its plan and weights do not fit the network that "
-            f"{job.model.factory} makes: {error}"
+            f"{made_by.factory} makes: {error}"
         ) from error
     return pruned
 
