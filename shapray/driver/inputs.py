@@ -16,8 +16,9 @@ def open_inputs(job: Job, store: RunDirectory) -> Setup:
     Raises:
         JobError: something is missing or does not fit.
     """
-    model = build_model(job.model)
     calibration = open_images(job.data.calibration, job.data.transform, "data.calibration")
+    example = calibration.load(0, 1)
+    model = build_model(job.model, example=example)
     evaluation = open_images(job.data.evaluation, job.data.transform, "data.evaluation")
     if calibration.labels is None and job.score.value not in WITHOUT_LABELS:
         raise JobError(
@@ -32,7 +33,7 @@ def open_inputs(job: Job, store: RunDirectory) -> Setup:
     check_disjoint(calibration, evaluation)
     if job.data.calibration.source == job.data.evaluation.source == "imagefolder":
         _check_classes(calibration, evaluation)
-    groups = find_groups(model, calibration.load(0, 1))
+    groups = find_groups(model, example)
     return Setup(job, model, tuple(groups), calibration, evaluation, store)
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from shapray.config import Model
 from shapray.errors import JobError
-from shapray.inputs.model import import_callable
+from shapray.inputs.model import materialise
+from shapray.inputs.user_code import call
 from shapray.network.group import n_root_units
 from shapray.network.surgery import prune_model
 
@@ -53,8 +54,8 @@ def load_pruned(run_dir: str) -> nn.Module:
             f"run directory {folder}: run.json or plan.json is damaged: {error}"
         ) from error
 
-    model = import_callable(made_by.factory, "model.factory")(**made_by.kwargs)
-    model = model.to(dtype=torch.float32).eval()
+    model = call(made_by.factory, made_by.kwargs, "model.factory").to(dtype=torch.float32).eval()
+    materialise(model, example, "model.factory")
     try:
         for name, (n_units, _) in groups.items():
             found = n_root_units(model.get_submodule(name))

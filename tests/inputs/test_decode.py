@@ -60,6 +60,7 @@ def test_every_format_is_read_as_pillow_reads_it(kind, image, mode):
         encoded(COLOUR, "TIFF", compression="tiff_lzw"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Palette images")
 def test_palettes_transparency_and_other_colours_become_what_pillow_makes_of_them(data, mode):
     assert torch.equal(decode(data, mode), as_pillow(data, mode))
 
@@ -164,3 +165,13 @@ def test_an_image_that_would_fill_the_memory_is_refused(width):
 def test_what_is_no_image_is_said(image, words):
     with pytest.raises(ValueError, match=words):
         decode(image, "L")
+
+
+def test_shades_keep_their_meaning():
+    smooth = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    for image in (smooth, np.stack([smooth] * 3, axis=2)):
+        for kind in ("JPEG", "PNG", "TIFF"):
+            for mode, n_channels in (("L", 1), ("RGB", 3)):
+                found = decode(encoded(image, kind), mode)
+                assert found.shape == (n_channels, 8, 8)
+                assert (found - torch.from_numpy(smooth).float()).abs().max() < 5
