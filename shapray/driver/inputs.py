@@ -41,8 +41,9 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
     Raises:
         JobError: something is missing or does not fit.
     """
-    model = build_model(job.model)
     calibration = open_images(job.data.calibration, job.data.transform, "data.calibration")
+    example = calibration.load(0, 1)
+    model = build_model(job.model, example=example)
     evaluation = open_images(job.data.evaluation, job.data.transform, "data.evaluation")
     if calibration.labels is None and job.score.value not in WITHOUT_LABELS:
         raise JobError(
