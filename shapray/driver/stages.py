@@ -30,7 +30,7 @@ from shapray.storage.aggregate import aggregate_group
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import CLASS_SCORES, CURVE, GROUPS, SCORES
-from shapray.storage.shards import UnsoundShard
+from shapray.storage.shards import UnsoundShard, publish_columns
 from shapray.worker.tasks import Evaluation, PrecisionTask, Receipt, ScoreTask, Setup
 from shapray.worker.worker import Worker
 
@@ -74,6 +74,7 @@ def _stages(inputs: Setup, claim: Claim, started: str, console: Console) -> None
             _first_write(record)
         with record.stage("plan"):
             store.publish_table("groups.parquet", [groups_table(planned)], GROUPS)
+            publish_columns(store, [group.name for group in planned.setup.groups])
         tasks = score_tasks(planned, n_active, precision, fingerprint)
         _score(crew, planned, tasks, record)
         totals = _aggregate(planned, tasks, record)

@@ -74,6 +74,8 @@ class Pairs:
         ends: (all images, 2) float64, values of nobody and everybody.
     """
 
+    sampling = "pairs"
+
     def __init__(
         self,
         game: Game,

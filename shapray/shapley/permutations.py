@@ -34,6 +34,8 @@ class Permutations:
         ends: (all images, 2) float64, values of nobody and everybody.
     """
 
+    sampling = "permutations"
+
     def __init__(
         self, game: Game, images: Sequence[int], n_chains: int, seeds: Sequence[int], ends: Tensor
     ) -> None:

@@ -1,5 +1,6 @@
 """The run directory: whole shards or none, what a reader refuses, names and credentials."""
 
+import io
 import json
 import os
 import pickle
@@ -28,6 +29,7 @@ def shard(group=GROUP, ids=IDS, n_units=4):
             "label": [0, None, 2][:n],
             "n_active": [3] * n,
             "estimator": ["exact", "permutation", "exact"][:n],
+            "sampling": [None, "pairs", None][:n],
             "n_evaluations": [8] * n,
             "n_permutations": [0, 2, 0][:n],
             "value_all": [-0.5] * n,
@@ -71,6 +73,28 @@ def test_a_shard_is_plain_parquet_with_the_documented_columns(tmp_path):
     assert types["value_all"] == "double"
     assert types["shapley_value"].startswith("list<")
     assert "float" in types["shapley_value"]
+
+
+def test_a_shard_of_before_the_column_sampling_is_sound(store):
+    """The fingerprint is the same, so a run that was begun then goes on."""
+    path, new = published(store), SHARD.get_field_index("sampling")
+    metadata = pq.read_schema(io.BytesIO(store.read(path))).metadata
+    earlier = SHARD.remove(new).with_metadata(metadata)
+    store.publish_table(path, [shard().drop_columns("sampling")], earlier)
+    table = read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT)
+    assert table.schema.equals(SHARD)
+    assert table["sampling"].null_count == 3
+    assert table.drop_columns("sampling").equals(shard().drop_columns("sampling"))
+
+
+@pytest.mark.parametrize("change", [{"rows": b"three"}, {"rows": b"\xff"}, {"group": b"\xff"}])
+def test_a_shard_that_says_nonsense_of_itself_is_refused(store, change):
+    path = published(store)
+    metadata = dict(pq.read_schema(io.BytesIO(store.read(path))).metadata)
+    metadata |= {f"shapray.{key}".encode(): value for key, value in change.items()}
+    store.publish_table(path, [shard()], SHARD.with_metadata(metadata))
+    with pytest.raises(UnsoundShard):
+        read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT)
 
 
 def test_a_truncated_shard_is_refused(store):
