@@ -75,6 +75,8 @@ class Pairs:
         ends: (all images, 2) float64, values of the empty and the full coalition.
     """
 
+    sampling = "pairs"
+
     def __init__(
         self,
         game: Game,

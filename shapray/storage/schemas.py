@@ -23,6 +23,7 @@ SHARD = pa.schema(
         pa.field("label", pa.int64()),
         pa.field("n_active", pa.int32(), nullable=False),
         pa.field("estimator", pa.string(), nullable=False),
+        pa.field("sampling", pa.string()),
         pa.field("n_evaluations", pa.int64(), nullable=False),
         pa.field("n_permutations", pa.int32(), nullable=False),
         pa.field("value_all", pa.float64(), nullable=False),
