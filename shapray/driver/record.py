@@ -1,4 +1,4 @@
-"""``run.json``: which job a run directory belongs to and how far it is, kept current."""
+"""``run.json``: what a run was made of and how far it is, kept current."""
 
 import contextlib
 import json

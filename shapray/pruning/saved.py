@@ -19,10 +19,9 @@ from shapray.network.group import n_root_units
 from shapray.network.surgery import prune_model
 from shapray.pruning.cuts import PLAN_FORMAT
 from shapray.storage.run_directory import RunDirectory
-from shapray.text import one_line
+from shapray.text import one_line, some
 
 RUN, PLAN, WEIGHTS = "run.json", "prune/plan.json", "prune/model.safetensors"
-N_NAMED = 4  # findings in a message before "and n more"
 
 _Count = Annotated[int, Field(strict=True, gt=0)]
 _Unit = Annotated[int, Field(strict=True, ge=0)]
@@ -104,13 +103,14 @@ def load_pruned(
     plan = _parsed(store, PLAN, _read(store, PLAN, hint), _Plan)
     state = _tensors(store, _read(store, WEIGHTS, hint))
     section = _with_arguments(store, run.job.model, kwargs or {})
+    example = _example(store, run)
     try:
-        model = build_model(section, example=torch.zeros(run.example_shape))
+        model = build_model(section, example=example)
     except JobError as error:
         raise JobError(
             without_credentials(f"{store.shown}/{RUN}: its network cannot be built: {error}")
         ) from error
-    pruned = _cut(store, model, run, plan)
+    pruned = _cut(store, model, run, plan, example)
     _fill(store, pruned, state, section.factory)
     return pruned
 
@@ -142,7 +142,7 @@ def _parsed(store: RunDirectory, path: str, data: bytes, kind: type[Content]) ->
         ]
         raise JobError(
             f"{store.shown}/{path} is damaged, or of another version of this program: "
-            + _some([finding.removeprefix(": ") for finding in findings])
+            + some([finding.removeprefix(": ") for finding in findings])
         ) from error
 
 
@@ -171,7 +171,19 @@ def _tensors(store: RunDirectory, data: bytes) -> dict[str, Tensor]:
         ) from error
 
 
-def _cut(store: RunDirectory, model: nn.Module, run: _Run, plan: _Plan) -> nn.Module:
+def _example(store: RunDirectory, run: _Run) -> Tensor:
+    try:
+        return torch.zeros(run.example_shape)
+    except RuntimeError as error:  # more than the memory holds
+        raise JobError(
+            f"{store.shown}/{RUN}: no image of the shape {run.example_shape}, its example_shape, "
+            "can be made"
+        ) from error
+
+
+def _cut(
+    store: RunDirectory, model: nn.Module, run: _Run, plan: _Plan, example: Tensor
+) -> nn.Module:
     try:
         for name, group in plan.groups.items():
             found = n_root_units(model.get_submodule(name))
@@ -180,7 +192,7 @@ def _cut(store: RunDirectory, model: nn.Module, run: _Run, plan: _Plan) -> nn.Mo
                     f"group '{name}' has {found} units; the plan was for {group.n_units}"
                 )
         removed = {name: group.removed for name, group in plan.groups.items()}
-        return prune_model(model, torch.zeros(run.example_shape), removed)
+        return prune_model(model, example, removed)
     except Exception as error:  # the network is traced, and may raise anything
         raise JobError(
             f"{store.shown}/{PLAN}: its groups do not fit the network that "
@@ -200,8 +212,3 @@ def _fill(
             f"{factory} makes, cut as planned ({len(wanted)} tensors): {'; '.join(findings)}"
         )
     network.load_state_dict(state)
-
-
-def _some(findings: list[str]) -> str:
-    more = len(findings) - N_NAMED
-    return "; ".join(findings[:N_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,6 @@
-"""Coalitions of several images, each with its complement, evaluated together and once each."""
+"""Coalitions of several images, each with its complement, evaluated together and once each.
+
+They are drawn in `coalitions`, and weighted and corrected in `surrogate`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

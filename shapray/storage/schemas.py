@@ -1,4 +1,7 @@
-"""The columns of every table of a run."""
+"""The columns of every table of a run.
+
+A shard's are filled in `engine.rows`; `storage.shards` accepts those of earlier versions, too.
+"""
 
 import pyarrow as pa
 
