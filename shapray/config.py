@@ -8,52 +8,54 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
 
+from shapray.bounds import (
+    Arguments,
+    Count,
+    Finite,
+    Gpus,
+    Positive,
+    Seed,
+    Share,
+    Side,
+    Sides,
+    SomeShare,
+    Text,
+    Wanted,
+    WorkerMemory,
+    empty_if_none,
+    is_a_folder,
+    such,
+    whole,
+)
 from shapray.errors import JobError
 from shapray.shapley import values
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
-
-def _bytes(value: Any) -> Any:
-    """'2GiB' or a number -> bytes."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*([kmg]i?)?b?\s*", value.lower())
-        if not match:
-            raise ValueError(f"'{value}' is not a size; write for example 2GiB or 500MB")
-        return int(float(match[1]) * _UNITS[match[2] or ""])
-    return value
-
-
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=2**30)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_empty(cls, found: Any) -> Any:
+        return empty_if_none(found)
+
 
 class Model(_Section):
     """The network: a factory and its weights."""
 
-    factory: str
-    kwargs: dict[str, Any] = {}
-    weights: str | None = None
-
-    @model_validator(mode="after")
-    def _names_a_callable(self) -> "Model":
-        if self.factory.count(":") != 1:
-            raise ValueError(f"factory '{self.factory}' is not of the form module:callable")
-        return self
+    factory: Annotated[
+        str, such("expected module:callable", re.compile(r"[^:\s]+:[^:\s]+").fullmatch)
+    ]
+    kwargs: Arguments = {}
+    weights: Text | None = None
 
 
 class Images(_Section):
@@ -61,24 +63,19 @@ class Images(_Section):
     (``torchvision``) or a ``module:callable`` (``callable``), called with `kwargs`."""
 
     source: Literal["parquet", "imagefolder", "torchvision", "callable"]
-    path: str | None = None
-    factory: str | None = None
-    kwargs: dict[str, Any] = {}
-    image_column: str = "image"
-    label_column: str | None = "label"
-    id_column: str | None = "image_id"
-    where: dict[str, str | int | bool] = {}
-    limit: PositiveInt | None = None
-    seed: int = 0
+    path: Text | None = None
+    factory: Text | None = None
+    kwargs: Arguments = {}
+    image_column: Text = "image"
+    label_column: Text | None = "label"
+    id_column: Text | None = "image_id"
+    where: Annotated[dict[Text, Wanted], BeforeValidator(empty_if_none)] = {}
+    limit: Count | None = None
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _has_what_its_source_needs(self) -> "Images":
-        needed = {
-            "parquet": "path",
-            "imagefolder": "path",
-            "torchvision": "factory",
-            "callable": "factory",
-        }[self.source]
+        needed = "path" if self.source in {"parquet", "imagefolder"} else "factory"
         if getattr(self, needed) is None:
             raise ValueError(f"source '{self.source}' needs the key '{needed}'")
         if self.where and self.source != "parquet":
@@ -91,10 +88,10 @@ class Transform(_Section):
     centre `crop`, scale to [0, 1], subtract `mean`, divide by `std`."""
 
     mode: Literal["RGB", "L"] = "RGB"
-    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    crop: PositiveInt | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    resize: Sides | None = None
+    crop: Side | None = None
+    mean: tuple[Finite, ...] | None = None
+    std: tuple[Positive, ...] | None = None
 
     @model_validator(mode="after")
     def _mean_and_std_fit(self) -> "Transform":
@@ -105,8 +102,6 @@ class Transform(_Section):
                 raise ValueError(
                     f"{key} has {len(given)} numbers; mode {self.mode} has {n_channels} channels"
                 )
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be positive, found {list(self.std)}")
         return self
 
 
@@ -118,12 +113,6 @@ class Data(_Section):
     transform: Transform = Transform()
 
 
-def _names_a_value_function(name: str) -> str:
-    if name not in values.NAMES:
-        raise ValueError(f"no such value function; there are {', '.join(values.NAMES)}")
-    return name
-
-
 class Score(_Section):
     """What is computed for every unit.
 
@@ -131,14 +120,16 @@ class Score(_Section):
     meet; with `target_standard_error` (of a score, relative to the spread of the group's scores)
     that is the most, and fewer are drawn where fewer reach the target."""
 
-    value: Annotated[str, AfterValidator(_names_a_value_function)] = "neg_cross_entropy"
+    value: Annotated[
+        str, such(f"expected one of {', '.join(values.NAMES)}", values.NAMES.__contains__)
+    ] = "neg_cross_entropy"
     estimator: Literal["hybrid", "exact", "permutation"] = "hybrid"
-    permutations: int = Field(default=8, ge=2)
-    target_standard_error: Annotated[float, Field(gt=0)] | None = None
-    exact_max_players: int = Field(default=12, ge=0, le=MAX_EXACT_PLAYERS)
-    groups: tuple[str, ...] = ("*",)
+    permutations: Annotated[int, whole(2, 2**20)] = 8
+    target_standard_error: Positive | None = None
+    exact_max_players: Annotated[int, whole(0, MAX_EXACT_PLAYERS)] = 12
+    groups: tuple[Text, ...] = ("*",)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _permutations_are_pairs(self) -> "Score":
@@ -158,25 +149,24 @@ class Score(_Section):
 class Cluster(_Section):
     """Who computes: one worker per Ray actor."""
 
-    workers: PositiveInt | Literal["auto"] = "auto"
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    cpus_per_worker: PositiveInt = 1
-    images_per_task: PositiveInt = 16
-    memory_per_worker: Bytes = 2 * 2**30
+    workers: Annotated[int | Literal["auto"], whole(1, 2**16, or_auto=True)] = "auto"
+    gpus_per_worker: Gpus = "auto"
+    cpus_per_worker: Annotated[int, whole(1, 1024)] = 1
+    images_per_task: Count = 16
+    memory_per_worker: WorkerMemory = 2 * 2**30
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class Prune(_Section):
     """Which units go, by score."""
 
-    criterion: Literal["shapley"] = "shapley"
     rank_by: Literal["mean", "mean_abs"] = "mean"
-    ratio: float = Field(default=0.3, ge=0, lt=1)
+    ratio: Share = 0.3
     scope: Literal["global", "group"] = "global"
-    min_units: PositiveInt = 1
-    round_to: PositiveInt = 1
-    random_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
-    curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    min_units: Count = 1
+    round_to: Count = 1
+    random_seeds: tuple[Seed, ...] = (0, 1, 2)
+    curve: tuple[SomeShare, ...] = ()
 
     @model_validator(mode="after")
     def _names_each_once(self) -> "Prune":
@@ -190,17 +180,21 @@ class Prune(_Section):
 class Job(_Section):
     """A whole job file."""
 
-    name: str
+    name: Text
     model: Model
     data: Data
     score: Score = Score()
     cluster: Cluster = Cluster()
     prune: Prune = Prune()
-    output: str
+    output: Annotated[
+        str,
+        such("names no folder for a run; right is runs/NAME or s3://BUCKET/NAME", is_a_folder),
+    ]
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would silently take the last."""
+    """Refuses a key that is there twice, of which YAML would silently take the last; reads 1e-3
+    as the number that it is in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -212,6 +206,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$|[-+]\.\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45
+        raise JobError(f"{what} is not YAML: {error}") from error
+
+
 def _override(tree: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
@@ -219,13 +227,12 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
     *sections, last = key.split(".")
     node: Any = tree
     for section in sections:
-        node = node.setdefault(section, {})
+        if node.get(section) is None:
+            node[section] = {}
+        node = node[section]
         if not isinstance(node, dict):
             raise JobError(f"override '{assignment}': '{section}' is a value, not a section")
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise JobError(f"override '{assignment}': '{text}' is not YAML ({error})") from error
+    node[last] = _yaml(text, f"override '{assignment}': '{text}'")
 
 
 def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job:
@@ -235,15 +242,16 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
         path: local YAML file.
         overrides: assignments; each value is parsed as YAML.
     Raises:
-        JobError: file missing, not YAML, unknown key, wrong type; names the key and what was found.
+        JobError: names the file or the key, what was found and what would be right.
     """
     file = Path(path)
     if not file.is_file():
         raise JobError(f"job file {file}: no such file (current folder: {Path.cwd()})")
     try:
-        tree = yaml.load(file.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"job file {file} is not YAML: {error}") from error
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"job file {file} cannot be read as UTF-8 text: {error}") from error
+    tree = _yaml(text, f"job file {file}")
     if not isinstance(tree, dict):
         raise JobError(f"job file {file}: expected sections, found {type(tree).__name__}")
     for assignment in overrides:
@@ -251,27 +259,39 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
-        raise JobError(f"job file {file}:\n" + _explain(error)) from error
+        raise JobError(f"job file {file}:\n" + explain(error, Job)) from error
 
 
-def _explain(error: ValidationError) -> str:
-    """Pydantic's findings, a line each: the key, what was found, what would be right."""
+_OWN_WORDS = dict.fromkeys(("dict_type", "model_type"), "expected a section") | {
+    "tuple_type": "expected a list"
+}
+
+
+def explain(error: ValidationError, section: type[BaseModel]) -> str:
+    """Pydantic's findings, a line each: the key, what was found, what would be right.
+
+    Args:
+        section: the model that was validated.
+    """
     lines = []
     for finding in error.errors():
         key = ".".join(str(part) for part in finding["loc"])
         message = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "extra_forbidden":
-            message = "unknown key; known here: " + ", ".join(_known_keys(finding["loc"][:-1]))
+            message = "unknown key; known here: " + ", ".join(
+                _known_keys(section, finding["loc"][:-1])
+            )
         elif finding["type"] == "missing":
             message = "this key is missing"
         elif "input" in finding and not isinstance(finding["input"], dict):
-            message += f" (found {finding['input']!r})"
-        lines.append(f"  {key}: {message}")
+            found = repr(finding["input"])[:200]
+            message = f"{_OWN_WORDS.get(finding['type'], message)} (found {found})"
+        lines.append(f"  {key}: {message}" if key else f"  {message}")
     return "\n".join(lines)
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: Any = Job
+def _known_keys(section: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    model: Any = section
     for part in location:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

@@ -9,6 +9,10 @@ class TasksFailed(RuntimeError):
     """Some tasks were set aside, so the stages that need them cannot go on."""
 
 
+class NetworkError(ValueError):
+    """The network is none that can be scored; the message says why, for the user."""
+
+
 class StorageError(OSError):
     """The run directory cannot be read or written; the message names the file and the cause."""
 

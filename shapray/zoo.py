@@ -14,10 +14,10 @@ class PaddedShortcut(nn.Module):
     def __init__(self, new_channels: int) -> None:
         super().__init__()
         self.before = new_channels // 2
-        self.behind = new_channels - self.before
+        self.after = new_channels - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.behind))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class BasicBlock(nn.Module):
@@ -78,7 +78,7 @@ def resnet56(num_classes: int = 10) -> CifarResNet:
 class DigitsCNN(nn.Module):
     """A CNN for 8x8 grey images.
 
-    The 16-unit convolution stands last, so that behind it there are only the linear layers: all
+    The 16-unit convolution stands last, so that after it there are only the linear layers: all
     2**16 coalitions of an image then cost milliseconds.
     """
 

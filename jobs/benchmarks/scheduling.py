@@ -10,11 +10,11 @@ of its images with 1 and with 2 workers of 1 thread, in turns; the workers' time
 is everything but the estimators: images read, groups prepared, shards written, and waiting until
 the stage is over. *simulation*: the tasks that the planner makes of ResNet-50 (random weights,
 enlarged CIFAR-10 images of 224 x 224 pixels, their active units counted), with the times that
-`shapray.survey` measures here and a spread of 20 %, handed out by the pool's own backlog to 512
-simulated workers; 2 % of them die at some moment, lose what they were doing and are replaced after
-a minute. Idle is all that is not the evaluation of a task that was finished. A GPU is simulated by
-times a hundredth as long. *memory*: the peak resident size of a fresh process that plans and hands
-out 1,000,000 tasks, without the libraries' files that are mapped into it.
+`shapray.worker.survey` measures here and a spread of 20 %, handed out by the pool's own backlog to
+512 simulated workers; 2 % of them die at some moment, lose what they were doing and are replaced
+after a minute. Idle is all that is not the evaluation of a task that was finished. A GPU is
+simulated by times a hundredth as long. *memory*: the peak resident size of a fresh process that
+plans and hands out 1,000,000 tasks, without the libraries' files that are mapped into it.
 """
 
 import argparse

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from shapray.cluster.backlog import Backlog, Entry
+from shapray.engine.score import N_SPLITS
 from shapray.worker.tasks import ScoreTask
-from shapray.worker.worker import N_SPLITS
 
 REPLACED_AFTER = 60.0  # seconds from a worker's death
 

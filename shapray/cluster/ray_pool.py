@@ -5,10 +5,11 @@ is replaced and its tasks go elsewhere. An error of the task itself is tried onc
 worker where there is one, then set aside with its traceback while the rest goes on.
 """
 
+import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from shapray.cluster.backlog import Backlog, Entry
 from shapray.cluster.needs import in_words, worker_needs
-from shapray.cluster.nodes import autoscales, capacity, nodes
+from shapray.cluster.nodes import autoscales, capacity, connect, nodes
 from shapray.cluster.pool import Counts, Failure, Host, Task, Trouble, ignore, set_aside
 from shapray.config import Cluster
 from shapray.credentials import without_credentials
@@ -303,3 +304,27 @@ class RayPool:
 
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
+
+
+@contextlib.contextmanager
+def on_ray(make: Callable[[str], Any], cluster: Cluster) -> Iterator[RayPool]:
+    """Workers on the Ray cluster that this process belongs to (``RAY_ADDRESS``, set by
+    ``ray job submit``), or on one started on this machine and stopped again at the end.
+
+    Args:
+        make: device -> worker.
+    Raises:
+        JobError: no cluster at ``RAY_ADDRESS``, or it cannot hold a worker.
+    """
+    joined_before = ray.is_initialized()
+    if not joined_before:
+        connect()
+    pool = None
+    try:
+        pool = RayPool(make, cluster)
+        yield pool
+    finally:
+        if pool is not None and joined_before:
+            pool.close()  # otherwise they end with the connection
+        if not joined_before:
+            ray.shutdown()

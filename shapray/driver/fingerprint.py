@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from shapray.credentials import without_credentials
+from shapray.driver.inputs import Inputs
 from shapray.errors import JobError
 from shapray.inputs.digest import weights_digest
 from shapray.shapley.estimators import SAMPLING_VERSION
 from shapray.storage.schemas import TABLE_FORMAT
-from shapray.worker.tasks import Setup
 
 
-def fingerprint_parts(inputs: Setup, precision: str) -> dict[str, Any]:
+def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     """Everything that changes a score, by the job's key; its digest is the run's fingerprint.
 
     `score.groups` is not in it: a shard belongs to one group, whichever others are scored.

@@ -1,7 +1,8 @@
 """What a job will do and take, before it does it; and how many permutations fit a time.
 
 A forecast is made from counts, of the tasks that the run will have and of the active units of a
-sample of the images, and from times, which `costs` measures on the machine that will do the work.
+sample of the images, and from times, which `worker.survey` measures on the machine that will do the
+work.
 """
 
 import bisect
@@ -23,14 +24,14 @@ from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
 from shapray.driver.tasks import evaluate_tasks, inspect_tasks, score_tasks
 from shapray.errors import ClusterError, JobError
-from shapray.pruning.cuts import networks
+from shapray.pruning.cuts import cuts
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import duration
-from shapray.worker.costs import Survey
-from shapray.worker.survey import MAX_PERMUTATIONS, MIN_PERMUTATIONS, Surveyor, SurveyTask
+from shapray.worker.costs import MAX_PERMUTATIONS, MIN_PERMUTATIONS, Survey
+from shapray.worker.survey import Surveyor, SurveyTask
 
 START_SECONDS = 12.0  # Ray and the workers' imports
 COUNTED_STEPS = 250_000  # of permutations whose coalitions are told apart one by one
@@ -42,9 +43,11 @@ class GroupForecast:
     """What one group will take.
 
     Attributes:
-        n_active: mean over the images counted.
-        exact: share of the images.
-        n_evaluations: over all calibration images.
+        name, n_units: of the group.
+        n_active: active units, mean over the images counted.
+        exact: share of these images whose values are exact.
+        n_evaluations: coalitions, over all calibration images.
+        multiply_adds: of the network's tail, for all of them.
         prepare: seconds, once per worker.
         tasks: (n_tasks,) seconds each.
         exact_seconds: the part of them that goes into exact images.
@@ -70,14 +73,15 @@ class Prediction:
     Attributes:
         permutations: per image.
         groups: those to score.
-        stages: of the workers, name -> seconds of all its tasks together.
         driver: stages of the driver, name -> seconds.
+        work: stages of the workers, name -> its parts, each as `makespan` takes it: (seconds of
+            preparation, once per worker, and (n_tasks,) seconds of each task).
     """
 
     permutations: int
     groups: tuple[GroupForecast, ...]
     driver: dict[str, float]
-    work: dict[str, list[tuple[float, np.ndarray]]]  # stage -> (preparation, seconds of its tasks)
+    work: dict[str, list[tuple[float, np.ndarray]]]
 
     def seconds(self, n_workers: int) -> float:
         """From the command to its end, on so many workers like the one that was timed."""
@@ -130,7 +134,7 @@ class Forecast:
             if task.group == planned.setup.groups[0].name
         ]
         zeros = {group.name: np.zeros(group.n_units) for group in planned.setup.groups}
-        compared = networks(zeros, job.prune)
+        compared = cuts(zeros, job.prune)
         self.n_networks = len(compared)
         self.evaluate_tasks = evaluate_tasks(compared, len(planned.setup.evaluation))
         n_active = np.zeros((n_images, len(planned.setup.groups)), np.int32)
@@ -150,7 +154,7 @@ class Forecast:
         per_network: dict[str, list[float]] = {}
         for task in self.evaluate_tasks:
             seconds = (survey.load + survey.forward) * (task.last - task.first)
-            per_network.setdefault(task.network, []).append(seconds)
+            per_network.setdefault(task.cut, []).append(seconds)
         inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
         return Prediction(
             permutations=permutations,
@@ -226,7 +230,7 @@ def n_coalitions(n_players: Sequence[int], permutations: int, seeds: Sequence[in
             first = repeated(orders, np.zeros(len(orders), int))
             new = first == np.arange(first.size).reshape(first.shape)
             found[row] = new[:, 1:k].sum()
-    return found + 2  # nobody and everybody
+    return found + 2  # the empty and the full coalition
 
 
 def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:

@@ -1,23 +1,49 @@
 """A job's network, groups and images, opened and checked against each other."""
 
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
 from shapray.config import Job
-from shapray.errors import JobError
-from shapray.inputs.images import ImageSet, check_disjoint, open_images
+from shapray.errors import JobError, NetworkError
+from shapray.inputs.images import ImageSet, check_disjoint, check_labels, open_images
 from shapray.inputs.model import build_model
 from shapray.network.find import find_groups
+from shapray.network.group import Group
+from shapray.network.probe import ForwardError, probe
 from shapray.shapley.values import WITHOUT_LABELS
 from shapray.storage.run_directory import RunDirectory
-from shapray.worker.tasks import Setup
+
+CHECK_IMAGES = 4  # on which a network is probed, and masked and pruned must agree
 
 
-def open_inputs(job: Job, store: RunDirectory) -> Setup:
+@dataclass(frozen=True)
+class Inputs:
+    """What a job names, opened.
+
+    Attributes:
+        groups: all of the network; those that cannot be scored say why.
+        n_classes: outputs of the network.
+    """
+
+    job: Job
+    model: nn.Module
+    groups: tuple[Group, ...]
+    n_classes: int
+    calibration: ImageSet
+    evaluation: ImageSet
+    store: RunDirectory
+
+
+def open_inputs(job: Job, store: RunDirectory) -> Inputs:
     """The job's network and images, and all groups of the network.
 
     Raises:
         JobError: something is missing or does not fit.
     """
-    model = build_model(job.model)
     calibration = open_images(job.data.calibration, job.data.transform, "data.calibration")
+    example = calibration.load(0, 1)
+    model = build_model(job.model, example=example)
     evaluation = open_images(job.data.evaluation, job.data.transform, "data.evaluation")
     if calibration.labels is None and job.score.value not in WITHOUT_LABELS:
         raise JobError(
@@ -32,8 +58,25 @@ def open_inputs(job: Job, store: RunDirectory) -> Setup:
     check_disjoint(calibration, evaluation)
     if job.data.calibration.source == job.data.evaluation.source == "imagefolder":
         _check_classes(calibration, evaluation)
-    groups = find_groups(model, calibration.load(0, 1))
-    return Setup(job, model, tuple(groups), calibration, evaluation, store)
+    images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
+    try:
+        n_classes = probe(model, images)
+        groups = find_groups(model, images[:1])
+    except NetworkError as error:
+        raise JobError(f"model.factory: {error}{_mode_hint(error, images)}") from error
+    check_labels(calibration.labels, calibration.ids, n_classes, "data.calibration")
+    check_labels(evaluation.labels, evaluation.ids, n_classes, "data.evaluation")
+    if n_classes == 1 and job.score.value == "logit_margin":
+        raise JobError("score.value: logit_margin needs two outputs to compare; the network has 1")
+    return Inputs(job, model, tuple(groups), n_classes, calibration, evaluation, store)
+
+
+def _mode_hint(error: NetworkError, images: Tensor) -> str:
+    takes = error.takes_channels if isinstance(error, ForwardError) else None
+    mode = {1: "L", 3: "RGB"}.get(takes or 0)
+    if mode is None or images.shape[1] == takes:
+        return ""
+    return f"; data.transform.mode: {mode} makes images of {takes} channel{'s' * (takes != 1)}"
 
 
 def _check_classes(calibration: ImageSet, evaluation: ImageSet) -> None:

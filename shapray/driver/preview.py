@@ -18,10 +18,10 @@ from shapray.driver.forecast import (
 from shapray.errors import JobError
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import duration, size
-from shapray.worker.survey import MAX_PERMUTATIONS
+from shapray.worker.costs import MAX_PERMUTATIONS
 
 WORKERS = (1, 2, 4, 8, 16, 64, 256)
-TIMED_PERMUTATIONS = (2, 4, 8, 16, 64, 256)  # for a budget; in between and behind, on a line
+TIMED_PERMUTATIONS = (2, 4, 8, 16, 64, 256)  # for a budget; the others are interpolated
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 

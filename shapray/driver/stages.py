@@ -15,7 +15,7 @@ from shapray.config import Job
 from shapray.driver import summary
 from shapray.driver.crew import Crew
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
-from shapray.driver.inputs import open_inputs
+from shapray.driver.inputs import Inputs, open_inputs
 from shapray.driver.plan import Plan, check_exact, groups_table, plan
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record, now
@@ -23,15 +23,15 @@ from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import evaluate_tasks, inspect_tasks, measured, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
 from shapray.network.surgery import prune_model
-from shapray.pruning.curve import curve_table, metrics_json
-from shapray.pruning.cuts import Network, networks, plan_json, ranking_scores
+from shapray.pruning.curve import curve_table, measurements_json
+from shapray.pruning.cuts import Cut, cuts, plan_json, ranking_scores
 from shapray.pruning.saved import weights_bytes
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import CLASS_SCORES, CURVE, GROUPS, SCORES
 from shapray.storage.shards import UnsoundShard
-from shapray.worker.tasks import Evaluation, PrecisionTask, Receipt, ScoreTask, Setup
+from shapray.worker.tasks import Evaluation, PrecisionTask, Receipt, ScoreTask
 from shapray.worker.worker import Worker
 
 
@@ -50,7 +50,7 @@ def run(job: Job, console: Console) -> None:
         _stages(inputs, claim, started, console)
 
 
-def _stages(inputs: Setup, claim: Claim, started: str, console: Console) -> None:
+def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> None:
     job, store = inputs.job, inputs.store
     earlier = _earlier(inputs)
     planned = plan(inputs)
@@ -73,7 +73,9 @@ def _stages(inputs: Setup, claim: Claim, started: str, console: Console) -> None
         if earlier is None:
             _first_write(record)
         with record.stage("plan"):
-            store.publish_table("groups.parquet", [groups_table(planned)], GROUPS)
+            store.publish_table(
+                "groups.parquet", [groups_table(planned.groups, planned.tail_macs)], GROUPS
+            )
         tasks = score_tasks(planned, n_active, precision, fingerprint)
         _score(crew, planned, tasks, record)
         totals = _aggregate(planned, tasks, record)
@@ -83,7 +85,7 @@ def _stages(inputs: Setup, claim: Claim, started: str, console: Console) -> None
     summary.show(console, planned, totals, metrics)
 
 
-def _earlier(inputs: Setup) -> dict[str, Any] | None:
+def _earlier(inputs: Inputs) -> dict[str, Any] | None:
     """What an earlier run of the same job left in ``run.json``, None if there was none.
 
     Raises:
@@ -231,19 +233,19 @@ def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary
     return totals
 
 
-def _prune(planned: Plan, record: Record) -> list[Network]:
+def _prune(planned: Plan, record: Record) -> list[Cut]:
     """Plan and compressed network, published; returns all networks to compare."""
     job, store = planned.setup.job, planned.setup.store
     with record.stage("prune"):
         scores = ranking_scores(store.read_table("scores.parquet"), job.prune.rank_by)
-        compared = networks(scores, job.prune)
+        compared = cuts(scores, job.prune)
         store.publish_json("prune/plan.json", plan_json(compared[1], scores))
         pruned = prune_model(planned.setup.model, planned.example, compared[1].removed)
         store.publish("prune/model.safetensors", weights_bytes(pruned))
     return compared
 
 
-def _evaluate(crew: Crew, planned: Plan, compared: list[Network], record: Record) -> dict[str, Any]:
+def _evaluate(crew: Crew, planned: Plan, compared: list[Cut], record: Record) -> dict[str, Any]:
     """All networks on the evaluation images; returns the content of ``prune/metrics.json``."""
     store, prune = planned.setup.store, planned.setup.job.prune
     with record.stage("evaluate") as entry:
@@ -253,7 +255,7 @@ def _evaluate(crew: Crew, planned: Plan, compared: list[Network], record: Record
         entry |= {"networks": len(compared), "tasks": len(tasks), "tasks_failed": len(failures)}
         _stop_if_failed("evaluate", failures, record)
         measurements = measured(compared, evaluations)
-        metrics = metrics_json(measurements, prune.ratio)
+        metrics = measurements_json(measurements, prune.ratio)
         n_units = sum(group.n_units for group in planned.setup.groups)
         store.publish_table("prune/curve.parquet", [curve_table(measurements, n_units)], CURVE)
         store.publish_json("prune/metrics.json", metrics)

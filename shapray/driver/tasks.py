@@ -1,17 +1,20 @@
 """A job cut into tasks, and the parts that come back put together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from shapray.config import Cluster
 from shapray.driver.plan import Plan
+from shapray.network.group import Group
 from shapray.pruning.curve import Measurement
-from shapray.pruning.cuts import Network
+from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import Tally
-from shapray.shapley.estimators import MAX_EXACT_PLAYERS, is_exact, n_sampled
+from shapray.shapley.estimators import MAX_EXACT_PLAYERS, Sampling, is_exact, n_sampled
 from shapray.worker.tasks import EvaluateTask, Evaluation, InspectTask, ScoreTask
 
 INSPECT_IMAGES = 256  # per task
+EVALUATE_IMAGES = 1024  # per task
 
 
 def inspect_tasks(plan: Plan) -> list[InspectTask]:
@@ -22,7 +25,7 @@ def inspect_tasks(plan: Plan) -> list[InspectTask]:
             ("calibration", plan.setup.calibration),
             ("evaluation", plan.setup.evaluation),
         )
-        for first, last in _slices(len(images), INSPECT_IMAGES)
+        for first, last in slices(len(images), INSPECT_IMAGES)
     ]
 
 
@@ -32,53 +35,75 @@ def score_tasks(
     """A task per group and slice of calibration images, in that order.
 
     Args:
-        n_active: as for `check_exact`; None if not counted, then all units are taken to be active.
+        n_active: (n_images, n_groups); None if not counted, then all units are taken to be active.
     """
-    job, tasks = plan.setup.job, []
-    slices = list(_slices(len(plan.setup.calibration), job.cluster.images_per_task))
-    for column, group in enumerate(plan.setup.groups):
-        for first, last in slices:
-            counts = [group.n_units] * (last - first)
-            if n_active is not None:
-                counts = n_active[first:last, column].tolist()
-            n_evaluations = sum(
-                2**k
-                if k <= MAX_EXACT_PLAYERS and is_exact(k, job.score)
-                else n_sampled(k, job.score.permutations)
-                for k in counts
-            )
-            cost = float(n_evaluations) * max(1, plan.tail_macs[group.name])
-            tasks.append(ScoreTask(group.name, first, last, precision, fingerprint, cost))
-    return tasks
+    job, groups = plan.setup.job, plan.setup.groups
+    if n_active is None:
+        n_units = [group.n_units for group in groups]
+        n_active = np.broadcast_to(n_units, (len(plan.setup.calibration), len(groups)))
+    return group_tasks(
+        groups, plan.tail_macs, n_active, job.score, job.cluster, precision, fingerprint
+    )
 
 
-def _slices(n: int, size: int) -> Iterable[tuple[int, int]]:
-    return ((first, min(first + size, n)) for first in range(0, n, size))
+def group_tasks(
+    groups: Sequence[Group],
+    tail_macs: Mapping[str, int],
+    n_active: np.ndarray,
+    sampling: Sampling,
+    cluster: Cluster,
+    precision: str,
+    fingerprint: str = "",
+) -> list[ScoreTask]:
+    """The same from its parts.
 
-
-EVALUATE_IMAGES = 1024  # per task
-
-
-def evaluate_tasks(made: Sequence[Network], n_images: int) -> list[EvaluateTask]:
-    """A task per network and slice of the evaluation images; slices of a network side by side."""
+    Args:
+        n_active: (n_images, n_groups).
+        fingerprint: of the run directory that the shards go to; none if they go nowhere.
+    """
     return [
-        EvaluateTask(network.name, network.removed, first, last, float(last - first))
-        for network in made
-        for first in range(0, n_images, EVALUATE_IMAGES)
-        for last in [min(first + EVALUATE_IMAGES, n_images)]
+        ScoreTask(group.name, first, last, precision, fingerprint, cost)
+        for column, group in enumerate(groups)
+        for first, last in slices(len(n_active), cluster.images_per_task)
+        for n_evaluations in [expected_evaluations(n_active[first:last, column], sampling)]
+        for cost in [float(n_evaluations) * max(1, tail_macs[group.name])]
     ]
 
 
-def measured(made: Sequence[Network], evaluations: Iterable[Evaluation]) -> list[Measurement]:
-    """Evaluations of slices merged per network, in image order whoever was first."""
-    parts: dict[str, list[Evaluation]] = {network.name: [] for network in made}
+def expected_evaluations(n_active: np.ndarray, sampling: Sampling) -> int:
+    """Coalitions of some images, by their numbers of active units."""
+    return sum(
+        2**k
+        if k <= MAX_EXACT_PLAYERS and is_exact(k, sampling)
+        else n_sampled(k, sampling.permutations)
+        for k in n_active.tolist()
+    )
+
+
+def slices(n_images: int, size: int) -> list[tuple[int, int]]:
+    """First and last (exclusive) of each task's images: the same whatever the number of workers."""
+    return [(first, min(first + size, n_images)) for first in range(0, n_images, size)]
+
+
+def evaluate_tasks(compared: Sequence[Cut], n_images: int) -> list[EvaluateTask]:
+    """A task per cut and slice of the evaluation images; slices of a cut side by side."""
+    return [
+        EvaluateTask(cut.name, cut.removed, first, last, float(last - first))
+        for cut in compared
+        for first, last in slices(n_images, EVALUATE_IMAGES)
+    ]
+
+
+def measured(compared: Sequence[Cut], evaluations: Iterable[Evaluation]) -> list[Measurement]:
+    """Evaluations of slices merged per cut, in image order whoever was first."""
+    parts: dict[str, list[Evaluation]] = {cut.name: [] for cut in compared}
     for evaluation in evaluations:
-        parts[evaluation.task.network].append(evaluation)
+        parts[evaluation.task.cut].append(evaluation)
     results = []
-    for network in made:
+    for cut in compared:
         total = Tally(0, 0, 0.0)
-        for part in sorted(parts[network.name], key=lambda part: part.task.first):
+        for part in sorted(parts[cut.name], key=lambda part: part.task.first):
             total += part.tally
-        some = parts[network.name][0]
-        results.append(Measurement(network, total, some.parameters, some.multiply_adds))
+        some = parts[cut.name][0]
+        results.append(Measurement(cut, total, some.parameters, some.multiply_adds))
     return results

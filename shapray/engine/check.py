@@ -1,18 +1,69 @@
-"""The check that the two halves of a network compute what the whole does."""
+"""Which groups can be scored: chosen by name, and checked that masked, cut and split agree."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkSplit
-from shapray.network.check import TOLERANCE
+from shapray.errors import NetworkError
+from shapray.network.check import check_group, disagreement
 from shapray.network.consumers import mask_consumers
+from shapray.network.group import Group
+from shapray.text import one_line
+
+
+def choose_groups(
+    model: nn.Module, groups: Sequence[Group], images: Tensor, patterns: Sequence[str], seed: int
+) -> tuple[tuple[Group, ...], dict[str, int]]:
+    """Choose the groups to score and check each one.
+
+    Args:
+        model: in eval mode, float32, on the device of `images`.
+        groups: all of the network, from `find_groups`.
+        images: a few, (n_images, channels, height, width).
+        patterns: glob patterns over the names of those to score.
+        seed: of the coalitions that are checked.
+    Returns:
+        all groups, those that are not to be scored with their reason; and by name, of those to
+        score, the multiply-adds of a coalition of an image.
+    Raises:
+        NetworkError: no group is left to score.
+    """
+    checked, tail_macs = [], {}
+    folded = fold(model, images[:1])
+    for group in groups:
+        reason = group.reason
+        if not any(fnmatchcase(group.name, pattern) for pattern in patterns):
+            reason = "not among score.groups"
+        elif reason is None:
+            reason = check_group(model, group, images, seed)
+        if reason is None:
+            try:
+                split = NetworkSplit(folded, group, images[:1])
+                reason = check_split(split, model, images, seed)
+                if reason is None:
+                    tail_macs[group.name] = split.tail_macs
+            except Exception as error:  # an operation that the tail cannot have; the job goes on
+                reason = f"its tail does not run: {one_line(error)}"
+        checked.append(replace(group, reason=reason))
+    if not tail_macs:
+        listed = "\n".join(f"  {group.name}: {group.reason}" for group in checked)
+        raise NetworkError(
+            f"{list(patterns)} leaves no group to score; the network's groups:\n"
+            f"{listed or '  (none)'}"
+        )
+    return tuple(checked), tail_macs
 
 
 def check_split(split: NetworkSplit, model: nn.Module, images: Tensor, seed: int) -> str | None:
     """Whether the two halves of a network compute what the whole does; the reason if they do not.
 
-    On a random coalition of half of the units, by both ways into the tail. The measure is that of
-    `groups.check_group`.
+    On a random coalition of half of the units, by both ways into the tail. See
+    `network.check.disagreement`.
 
     Args:
         split: in float32.
@@ -37,8 +88,6 @@ def check_split(split: NetworkSplit, model: nn.Module, images: Tensor, seed: int
             "summed": alone.along(every, joined.expand(n, -1), wanted),
         }
         for way, outputs in found.items():
-            apart = (outputs.to(right.device) - right[:n]).abs().max()
-            difference = (apart / right[:n].abs().max()).item()
-            if not difference <= TOLERANCE:
-                return f"the {way} tail differs from the network: relative error {difference:.2g}"
+            if difference := disagreement(outputs, right[:n]):
+                return f"the {way} tail and the network {difference}"
     return None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-TRACE_TOLERANCE = 1e-4  # relative, of the outputs
+from shapray.network.check import disagreement
 
 
 def fold(model: nn.Module, example: Tensor) -> nn.Module:
@@ -29,9 +29,8 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
         folded = folded.to(memory_format=torch.channels_last).eval()
         with torch.inference_mode():
             expected, found = model(example), folded(example)
-            error = ((expected - found).abs().max() / expected.abs().max()).item()
-        if not error <= TRACE_TOLERANCE:  # nan fails too
-            raise ValueError(f"the traced network differs by {error:.2g} in its outputs")
+        if difference := disagreement(found, expected):
+            raise ValueError(f"the traced network and the network {difference}")
     except Exception as error:  # tracing runs the user's forward: it may raise anything
         warnings.warn(
             f"torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {error}); "
@@ -49,7 +48,7 @@ def _make_out_of_place(module: fx.GraphModule) -> None:
             vars(child)["inplace"] = False
     for node in module.graph.nodes:
         if node.op not in ("output", "placeholder") and not node.users:
-            raise ValueError(f"nobody reads {node.name}, which may change its input in place")
+            raise ValueError(f"{node.name} is read by no other, and may change its input in place")
         if node.op == "call_method" and node.target == "view":
             node.target = "reshape"  # channels-last tensors cannot always be viewed
         if node.op == "call_method" and hasattr(Tensor, _out_of_place(node.target)):

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shapray.engine.split import Split, UnsplittableError, split
 from shapray.engine.sums import SummedGame, table_bytes, upload
-from shapray.network.consumers import active_units, mask_consumers
+from shapray.network.consumers import active_units, mask_consumers, units_read
 from shapray.network.group import Group
 from shapray.shapley.game import Game
 from shapray.shapley.values import POOLED_OUTPUTS, Value
@@ -49,7 +49,7 @@ class NetworkSplit:
     ) -> None:
         self.group, self.device = group, torch.device(device)
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-        self.network = folded.to(self.device)
+        self.whole = folded.to(self.device)
         self.parts: Split | None = None
         if isinstance(folded, fx.GraphModule):
             try:
@@ -154,19 +154,19 @@ class NetworkGame(Game):
     """See `Game`; built by `NetworkSplit.game`."""
 
     def __init__(
-        self, network: NetworkSplit, images: Tensor, labels: Tensor | None, value: str
+        self, split: NetworkSplit, images: Tensor, labels: Tensor | None, value: str
     ) -> None:
-        self.network, self.n_players = network, network.group.n_units
-        self.device, self.rows = network.device, network.rows
+        self.split, self.n_players = split, split.group.n_units
+        self.device, self.rows = split.device, split.rows
         self.images = images
         n_images = len(images)
         self.active = torch.ones(n_images, self.n_players, dtype=torch.bool)
         with torch.inference_mode():
-            parts = network.parts
+            parts = split.parts
             if parts is not None:
                 self.sides = self._halving(lambda: self._run_head(parts))
                 self.low_sides = [
-                    side.to(network.dtype) if side.is_floating_point() else side
+                    side.to(split.dtype) if side.is_floating_point() else side
                     for side in self.sides
                 ]
                 self._find_active(parts)
@@ -178,7 +178,7 @@ class NetworkGame(Game):
         self._value = Value(value, labels, self.reference[:, 1].double())
 
     def _ends(self) -> Tensor:
-        """Outputs with nobody and everybody, in the same way as of sampled coalitions: another
+        """Outputs of the empty and the full coalition, in the same way as of sampled ones: another
         way, as that of a masked tail in bfloat16, would give them an offset."""
         every, n = torch.arange(len(self.images)), self.n_players
         ends = torch.stack([torch.zeros(n), torch.ones(n)]).bool()
@@ -187,47 +187,43 @@ class NetworkGame(Game):
 
     def _look_for_active(self) -> None:
         """Null players of a network that is not split, from what its consumers read."""
-        group, network = self.network.group, self.network.network
+        group, whole = self.split.group, self.split.whole
         if not group.flat:
             return
         for start in range(0, len(self.images), HEAD_IMAGES):
             part = slice(start, start + HEAD_IMAGES)
-            self.active[part] = active_units(network, [group], self.images[part])[group.name].cpu()
+            self.active[part] = active_units(whole, [group], self.images[part])[group.name].cpu()
 
     def _run_head(self, parts: Split) -> list[Tensor]:
         found = [parts.head(part) for part in self.images.split(min(self.rows, HEAD_IMAGES))]
         return [_channels_last(torch.cat(side)) for side in zip(*found, strict=True)]
 
     def _find_active(self, parts: Split) -> None:
-        if not self.network.group.flat:
+        if not self.split.group.flat:
             return
-        read_by = torch.zeros(len(self.images), self.n_players + 1, device=self.device)
+        active = torch.zeros(len(self.images), self.n_players, dtype=torch.bool, device=self.device)
         for source, units in zip(parts.sources, parts.masks, strict=True):
             assert source is not None, "in a flat group the consumers' inputs are cached"
-            side = self.sides[source]
-            column = units.flatten().where(units.flatten() >= 0, self.n_players).to(self.device)
             # channels are the dimension that the units vary along
             channel = 1 + list(units.shape).index(units.numel())
-            nonzero = (
-                (side != 0).movedim(channel, 1).reshape(*side.shape[:1], len(column), -1).any(2)
-            )
-            read_by.index_add_(1, column, nonzero.float())
-        self.active = (read_by[:, : self.n_players] > 0).cpu()
+            flat = units.flatten().to(self.device)
+            active |= units_read(self.sides[source], channel, flat, self.n_players)
+        self.active = active.cpu()
 
     def _summed(self) -> SummedGame | None:
         """The summed way, where it is open and its tables have room."""
-        parts = self.network.parts
-        if parts is None or self.network.summed is None:
+        parts = self.split.parts
+        if parts is None or self.split.summed is None:
             return None
-        if table_bytes(parts, self.n_players) > self.network.room // 4:
+        if table_bytes(parts, self.n_players) > self.split.room // 4:
             return None
         return SummedGame(
             parts,
-            self.network.summed,
+            self.split.summed,
             self.sides,
             self.low_sides,
             self.n_players,
-            min(self.network.room // 4, self.network.cache),
+            min(self.split.room // 4, self.split.cache),
         )
 
     def along(self, images: Tensor, orders: Tensor, wanted: Tensor) -> Tensor:
@@ -273,7 +269,7 @@ class NetworkGame(Game):
         sums = self.sums
         if sums is None:
             return self.masked_outputs(images, coalitions)
-        n_outputs = self.network.n_outputs
+        n_outputs = self.split.n_outputs
         return self._halving(
             lambda: sums.coalitions(images.cpu(), coalitions, self.rows, n_outputs)
         )
@@ -287,7 +283,7 @@ class NetworkGame(Game):
         if len(images) == 0:
             return self.reference.new_empty(0, self.reference.shape[2])
         images, coalitions = upload(images, self.device), upload(coalitions, self.device)
-        run = self._hooked if self.network.parts is None else self._masked
+        run = self._hooked if self.split.parts is None else self._masked
         return torch.cat(
             [
                 run(index, kept)
@@ -298,16 +294,16 @@ class NetworkGame(Game):
         )
 
     def _masked(self, images: Tensor, coalitions: Tensor) -> Tensor:
-        kept = nn.functional.pad(coalitions.to(self.network.dtype), (0, 1), value=1.0)
-        masks = [kept[:, units] for units in self.network.masks]  # unit -1 is always kept
-        return self.network.masked(*(side[images] for side in self.low_sides), *masks)
+        kept = nn.functional.pad(coalitions.to(self.split.dtype), (0, 1), value=1.0)
+        masks = [kept[:, units] for units in self.split.masks]  # unit -1 is always kept
+        return self.split.masked(*(side[images] for side in self.low_sides), *masks)
 
     def _hooked(self, images: Tensor, coalitions: Tensor) -> Tensor:
         low = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.network.dtype == torch.bfloat16
+            self.device.type, torch.bfloat16, enabled=self.split.dtype == torch.bfloat16
         )
-        with low, mask_consumers(self.network.network, self.network.group, coalitions):
-            return self.network.network(self.images[images]).float()
+        with low, mask_consumers(self.split.whole, self.split.group, coalitions):
+            return self.split.whole(self.images[images]).float()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

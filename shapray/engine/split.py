@@ -1,4 +1,4 @@
-"""A network cut in two behind a group: the head runs once per image, the tail once per coalition.
+"""A network cut in two downstream of a group: its head runs once per image, its tail per coalition.
 
 Two ways lead into the tail. *Masked*: the consumers read their cached inputs times the mask; right
 for every group. *Summed*: in a flat group the consumers' outputs are linear in the mask, so the
@@ -47,13 +47,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Split:
-    """Parts of a folded network, cut behind one group.
+    """Parts of a folded network, cut downstream of one group.
 
     Attributes:
         head: images -> the sides, a tuple of tensors per image.
         masked: (sides per row, a mask per consumer) -> outputs.
         masks: per call of a consumer, the unit of each of its input channels, -1 for none: int64,
-            shaped to broadcast with the input behind the batch dimension.
+            shaped to broadcast with the input after the batch dimension.
         entries: of the summed way; empty if it is not open to this group.
         summed: (values of the entries per row, sides per row) -> outputs, or None.
         summed_sides: indices of the sides that `summed` reads.
@@ -80,7 +80,7 @@ def _is_per_image(node: fx.Node, of_images: set[fx.Node]) -> bool:
 
 
 def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
-    """Cut a folded network behind a group.
+    """Cut a folded network downstream of a group.
 
     Args:
         folded: from `fold`.
@@ -102,10 +102,10 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
             f"{', '.join(sorted(missing)) or 'a consumer'} is called inside a module that torch.fx "
             "does not look into, or by keyword"
         )
-    behind: set[fx.Node] = set()
+    downstream: set[fx.Node] = set()
     for node in nodes:
-        if node in calls or any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
+        if node in calls or any(source in downstream for source in node.all_input_nodes):
+            downstream.add(node)
 
     of_images: set[fx.Node] = set()
     for node in nodes:
@@ -113,8 +113,8 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
             of_images.add(node)
 
     # Values that do not belong to one image (constants, sizes) are computed in the tail again.
-    tail = set(behind)
-    pending = list(behind)
+    tail = set(downstream)
+    pending = list(downstream)
     while pending:
         for source in pending.pop().all_input_nodes:
             if source not in tail and not _is_per_image(source, of_images):
@@ -184,7 +184,7 @@ def _mask(module: fx.GraphModule, call: fx.Node, consumer: Consumer) -> Tensor:
 
 
 def _mask_consumers(masked: fx.GraphModule, calls: list[fx.Node], n_sides: int) -> None:
-    """Multiply each consumer's input by a mask, a new placeholder behind the sides."""
+    """Multiply each consumer's input by a mask, a new placeholder after the sides."""
     graph = masked.graph
     names = {call.name for call in calls}
     last_input = [n for n in graph.nodes if n.op == "placeholder"][n_sides - 1]
@@ -202,7 +202,7 @@ def _mask_consumers(masked: fx.GraphModule, calls: list[fx.Node], n_sides: int) 
 
 
 def _drop_unused_inputs(summed: fx.GraphModule, n_entries: int) -> tuple[int, ...]:
-    """Remove the sides nobody reads; returns the indices of those that stay."""
+    """Remove the sides that nothing reads; returns the indices of those that stay."""
     placeholders = [n for n in summed.graph.nodes if n.op == "placeholder"]
     kept = []
     for position, node in enumerate(placeholders[n_entries:]):
@@ -274,7 +274,7 @@ def _entries(
 
 
 def _reuse_memory(module: fx.GraphModule) -> None:
-    """Let activations and additions overwrite values that nobody else reads.
+    """Let activations and additions overwrite values that nothing else reads.
 
     A tail's inputs are made for it and are its to overwrite, the masked copies included.
     """

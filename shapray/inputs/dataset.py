@@ -6,14 +6,17 @@ from operator import index
 from typing import Any
 
 from shapray.config import Images
-from shapray.credentials import without_credentials
 from shapray.errors import JobError
 from shapray.inputs.listing import Listing
-from shapray.inputs.model import import_callable
+from shapray.inputs.user_code import call, call_in_words, user_code
 
 
 class DatasetReader:
-    """Reads items of a sequence that a factory builds, once per process."""
+    """Reads items of a sequence that a factory builds, once per process.
+
+    Args:
+        key: where the factory was named, for messages.
+    """
 
     def __init__(self, factory: str, kwargs: dict[str, Any], key: str):
         self.factory = factory
@@ -25,33 +28,27 @@ class DatasetReader:
         return {**self.__dict__, "built": None}
 
     def dataset(self) -> Any:
+        """Raises JobError if it cannot be built, or is no sequence."""
         if self.built is None:
-            factory = import_callable(self.factory, f"{self.key}.factory")
-            call = f"{self.factory}(**{without_credentials(self.kwargs)})"
-            try:
-                self.built = factory(**self.kwargs)
-            except Exception as error:  # the user's code: whatever it says is the message
+            built = call(self.factory, self.kwargs, self.key)
+            if not (hasattr(built, "__len__") and hasattr(built, "__getitem__")):
                 raise JobError(
-                    f"{self.key}.factory: {call} failed: {without_credentials(f'{error}')}"
-                ) from error
-            if not (hasattr(self.built, "__len__") and hasattr(self.built, "__getitem__")):
-                raise JobError(
-                    f"{self.key}.factory: {call} gave a {type(self.built).__name__}; a sequence "
-                    "of images, or of (image, label), is expected"
+                    f"{self.key}: {call_in_words(self.factory, self.kwargs)} gave a "
+                    f"{type(built).__name__}; a sequence of images, or of (image, label), is "
+                    "expected"
                 )
+            self.built = built
         return self.built
 
     def item(self, row: int) -> Any:
         """Raises JobError if the user's data set fails."""
         dataset = self.dataset()
-        try:
+        with user_code(f"{self.key}: item {row} of {self.made()} cannot be read"):
             return dataset[row]
-        except Exception as error:  # the user's code: whatever it says is the message
-            cause = without_credentials(f"{type(error).__name__}: {error}")
-            raise JobError(
-                f"{self.key}.factory: item {row} of what {self.factory} made (a "
-                f"{type(dataset).__name__} of {len(dataset)}) cannot be read: {cause}"
-            ) from error
+
+    def made(self) -> str:
+        """The data set, in words."""
+        return f"the {type(self.dataset()).__name__} that {self.factory} made"
 
     def read(self, rows: Sequence[int], ids: Sequence[str]) -> list[Any]:
         items = [self.item(row) for row in rows]
@@ -68,17 +65,28 @@ def open_dataset(images: Images, key: str) -> Listing:
         factory = factory if ":" in factory else f"torchvision.datasets:{factory}"
         if isinstance(kwargs.get("root"), str):
             kwargs["root"] = os.path.abspath(os.path.expanduser(kwargs["root"]))
-    reader = DatasetReader(factory, kwargs, key)
+    reader = DatasetReader(factory, kwargs, f"{key}.factory")
     dataset = reader.dataset()
-    n_images = len(dataset)
+    with user_code(f"{key}.factory: the length of {reader.made()} cannot be read"):
+        n_images = len(dataset)
     ids = [str(row) for row in range(n_images)]
     if images.label_column is None or n_images == 0:
         return Listing(reader, range(n_images), ids, None)
-    targets = getattr(dataset, "targets", None) if images.source == "torchvision" else None
+    targets = None
+    if images.source == "torchvision":
+        with user_code(f"{key}.factory: the targets of {reader.made()} cannot be read"):
+            targets = getattr(dataset, "targets", None)
     if targets is None or len(targets) != n_images:
         items = (reader.item(row) for row in range(n_images))
         targets = [item[1] if isinstance(item, (tuple, list)) else None for item in items]
     if all(target is None for target in targets):
         return Listing(reader, range(n_images), ids, None)
-    labels = [index(t) if hasattr(t, "__index__") else t for t in targets]
-    return Listing(reader, range(n_images), ids, labels)
+    return Listing(reader, range(n_images), ids, [_label(target) for target in targets])
+
+
+def _label(target: Any) -> Any:
+    """A whole number of any library as an int; anything else as it is, for the message."""
+    try:
+        return index(target)
+    except TypeError:
+        return target

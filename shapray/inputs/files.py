@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from shapray.credentials import without_credentials
 from shapray.errors import JobError
@@ -29,6 +30,23 @@ def filesystem(url: str, key: str) -> tuple[Any, str, str]:
     except Exception as error:  # no rights, unknown protocol, no driver: each its own kinds
         raise JobError(without_credentials(f"{key}.path: cannot open {url}: {error}")) from error
     return fs, path.rstrip("/"), url
+
+
+def find(fs: Any, root: str) -> list[str]:
+    """Paths of all files below a folder; links to folders are followed, but not in circles."""
+    if not isinstance(fs, LocalFileSystem):
+        return list(fs.find(root))
+    files = []
+    above = {root: {os.path.realpath(root)}}  # folder -> the folders that it lies in, and itself
+    for folder, folders, names in os.walk(root, followlinks=True):
+        files += [f"{folder}/{name}" for name in names]
+        for name in list(folders):
+            path = f"{folder}/{name}"
+            real = os.path.realpath(path)
+            above[path] = above[folder] | {real}
+            if real in above[folder]:
+                folders.remove(name)
+    return files
 
 
 class _PatientFile(io.RawIOBase):

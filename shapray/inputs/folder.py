@@ -1,6 +1,5 @@
 """Images in a folder: a folder per class, a file per image."""
 
-import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,11 +9,12 @@ import fsspec
 from shapray.config import Images
 from shapray.credentials import without_credentials
 from shapray.errors import JobError
-from shapray.inputs.files import filesystem
+from shapray.inputs.decode import FORMATS
+from shapray.inputs.files import filesystem, find
 from shapray.inputs.listing import Listing
 from shapray.storage.retry import patiently
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
 
 
 class FolderReader:
@@ -50,7 +50,7 @@ def open_folder(images: Images, key: str) -> Listing:
         raise JobError(
             f"{key}.path: {without_credentials(url)} is a file; an image folder is expected"
         )
-    found = [PurePosixPath(path[len(root) :].lstrip("/")) for path in fs.find(root)]
+    found = [PurePosixPath(path[len(root) :].lstrip("/")) for path in find(fs, root)]
     paths = sorted(
         path
         for path in found
@@ -68,7 +68,9 @@ def open_folder(images: Images, key: str) -> Listing:
             "(label_column: null for images without)"
         )
     folders = [
-        PurePosixPath(entry["name"]).name for entry in fs.ls(root, detail=True) if _is_folder(entry)
+        PurePosixPath(entry["name"]).name
+        for entry in fs.ls(root, detail=True)
+        if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(entry["name"]))
     ]
     classes = sorted(folder for folder in folders if not folder.startswith("."))
     filled = {path.parts[0] for path in paths}
@@ -81,8 +83,3 @@ def open_folder(images: Images, key: str) -> Listing:
     label_of = {folder: label for label, folder in enumerate(classes)}
     labels = [label_of[path.parts[0]] for path in paths]
     return Listing(FolderReader(url), range(len(ids)), ids, labels)
-
-
-def _is_folder(entry: dict[str, Any]) -> bool:
-    # a class folder may be a link to one
-    return entry["type"] == "directory" or os.path.isdir(entry["name"])

@@ -1,7 +1,6 @@
 """Sets of images: which ones are taken, how they become tensors, and their digests."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -95,9 +94,8 @@ class ImageSet:
         transform = self._transform
         try:
             pixels = decode(image, transform.mode)
-        except (RuntimeError, ValueError, TypeError, OSError) as error:
-            line = str(error).partition("\n")[0]
-            reason = re.sub(r"^[^,]*, \S+:\d+, ", "", line)  # C++ function, file, line
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
             raise JobError(
                 f"{self.key}: {self._name(position)} does not decode: {reason}"
             ) from error
@@ -112,16 +110,16 @@ class ImageSet:
         if transform.crop is not None:
             if min(pixels.shape[1:]) < transform.crop:
                 raise JobError(
-                    f"data.transform.crop: {self._name(position)} is {_by(pixels.shape[1:])} "
-                    f"pixels before the crop; a side of {transform.crop} does not fit in"
+                    f"{self.key}: {self._name(position)} is {_by(pixels.shape[1:])} pixels before "
+                    f"the transform's crop; a side of {transform.crop} does not fit in"
                 )
             pixels = center_crop(pixels, [transform.crop, transform.crop])
         size_found = tuple(pixels.shape[1:])
         if self._size is not None and size_found != self._size:
             raise JobError(
                 f"{self.key}: images of different sizes: '{self.ids[0]}' is {_by(self._size)}, "
-                f"{self._name(position)} is {_by(size_found)} pixels; set data.transform.resize "
-                "(and crop) to bring them to one size"
+                f"{self._name(position)} is {_by(size_found)} pixels; a transform with resize (and "
+                "crop) brings them to one size"
             )
         scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
         if transform.mean is not None:
@@ -166,21 +164,25 @@ def open_images(images: Images, transform: Transform, key: str) -> ImageSet:
     )
 
 
-def check_labels(images: ImageSet, n_classes: int, key: str) -> None:
+def check_labels(labels: Tensor | None, ids: Sequence[str], n_classes: int, key: str) -> None:
     """Every label names one of the network's `n_classes` outputs.
 
+    Args:
+        labels: (n,) int64, not negative; None is right, too.
+        ids: of the images.
+        key: where they come from, for the message.
     Raises:
         JobError: names the first image whose label does not.
     """
-    if images.labels is None:
+    if labels is None:
         return
-    wrong = torch.nonzero(images.labels >= n_classes).flatten().tolist()
+    wrong = torch.nonzero(labels >= n_classes).flatten().tolist()
     if wrong:
         first = wrong[0]
         raise JobError(
-            f"{key}: image '{images.ids[first]}' has label {int(images.labels[first])}; "
+            f"{key}: image '{ids[first]}' has label {int(labels[first])}; "
             f"the network has {n_classes} outputs, so labels are 0..{n_classes - 1} "
-            f"({len(wrong)} of {len(images)} images are outside)"
+            f"({len(wrong)} of {len(ids)} images are outside)"
         )
 
 
@@ -208,7 +210,7 @@ def _checked_labels(labels: list[Any] | None, ids: list[str], key: str) -> list[
     if labels is None:
         return None
     for image_id, label in zip(ids, labels):
-        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 2**63:
             raise JobError(
                 f"{key}: image '{image_id}' has label {label!r}; labels are integers from 0 "
                 "(label_column: null for images without)"

@@ -9,14 +9,14 @@ from shapray.network.group import Group
 from shapray.network.surgery import prune_model
 from shapray.text import one_line
 
-TOLERANCE = 1e-4  # of the largest logit, in float32
+TOLERANCE = 1e-4  # of the largest output, in float32
 
 
 def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> str | None:
     """Whether the masked and the surgically pruned network agree; the reason if they do not.
 
-    On two random coalitions: without a single unit, and without half of the units. The measure is
-    max |masked - pruned| / max |masked| over the logits of all images.
+    On two random coalitions: without a single unit, and without half of the units; see
+    `disagreement`.
 
     Args:
         model: in eval mode, float32.
@@ -37,12 +37,24 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
                 return f"pruning fails: {one_line(error)}"
         removed = f"with {len(units)} of {group.n_units} units removed"
         if pruned.shape != masked.shape:
-            found, right = tuple(pruned.shape), tuple(masked.shape)
-            return f"the pruned network's output is {found}, not {right}, {removed}"
-        largest = masked.abs().max().item()
-        if largest == 0:
-            return f"cannot be checked: all logits are 0 {removed}"
-        difference = (masked - pruned).abs().max().item() / largest
-        if not difference <= TOLERANCE:  # nan fails too
-            return f"masked and pruned network differ: relative error {difference:.2g} {removed}"
+            return (
+                f"the pruned network's output is {tuple(pruned.shape)}, "
+                f"not {tuple(masked.shape)}, {removed}"
+            )
+        if found := disagreement(pruned, masked):
+            return f"masked and pruned network {found} {removed}"
     return None
+
+
+def disagreement(found: Tensor, right: Tensor) -> str | None:
+    """How outputs differ from what they should be, in words; None if they do not.
+
+    The measure is max |found - right| / max |right|, over the outputs of all images.
+    """
+    largest = right.abs().max().item()
+    if largest == 0:
+        return "cannot be compared: all outputs are 0"
+    difference = (found.to(right.device) - right).abs().max().item() / largest
+    if difference <= TOLERANCE:  # nan does not
+        return None
+    return f"differ: relative error {difference:.2g}"

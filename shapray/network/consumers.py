@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -62,21 +63,18 @@ def active_units(model: nn.Module, groups: Sequence[Group], images: Tensor) -> d
     Returns:
         by the group's name, (n_images, n_units) bool.
     """
-    # (n_images, n_units + 1): how many consumer channels were read; the last for no unit's
-    reads = {
-        group.name: images.new_full((len(images), group.n_units + 1), 0.0 if group.flat else 1.0)
+    active = {
+        group.name: torch.full((len(images), group.n_units), not group.flat, device=images.device)
         for group in groups
     }
 
     def watch(group: Group, consumer: Consumer) -> Callable[..., None]:
         units = torch.tensor(consumer.unit_of_channel, device=images.device)
-        units = units.where(units >= 0, group.n_units)
 
         def look(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             (read, *_) = inputs or (named["input"],)
-            channels_last = read.movedim(1 if isinstance(module, nn.Conv2d) else -1, -1)
-            nonzero = (channels_last != 0).reshape(len(images), -1, len(units)).any(1)
-            reads[group.name].index_add_(1, units, nonzero.to(images.dtype))
+            channel = 1 if isinstance(module, nn.Conv2d) else read.ndim - 1
+            active[group.name] |= units_read(read, channel, units, group.n_units)
 
         return look
 
@@ -94,4 +92,27 @@ def active_units(model: nn.Module, groups: Sequence[Group], images: Tensor) -> d
     finally:
         for handle in handles:
             handle.remove()
-    return {name: count[:, :-1] > 0 for name, count in reads.items()}
+    return active
+
+
+def count_active(model: nn.Module, groups: Sequence[Group], images: Tensor) -> np.ndarray:
+    """How many units of each group are active for each image: (n_images, n_groups) int32."""
+    active = active_units(model, groups, images)
+    counts = [active[group.name].sum(1).cpu().numpy() for group in groups]
+    return np.array(counts, dtype=np.int32).reshape(len(groups), len(images)).T
+
+
+def units_read(read: Tensor, channel: int, units: Tensor, n_units: int) -> Tensor:
+    """Which units a consumer reads as something else than zero.
+
+    Args:
+        read: (n_images, ...), the consumer's input.
+        channel: dimension of `read` along which the units lie.
+        units: (n_channels,) int64, the unit of each channel, -1 for none.
+    Returns:
+        (n_images, n_units) bool.
+    """
+    nonzero = (read != 0).movedim(channel, 1).reshape(len(read), len(units), -1).any(2)
+    counts = torch.zeros(len(read), n_units + 1, device=read.device)  # the last for no unit's
+    counts.index_add_(1, units.where(units >= 0, n_units), nonzero.float())
+    return counts[:, :n_units] > 0

@@ -36,16 +36,16 @@ def data_flows(model: nn.Module, example: Tensor) -> list[Upstream]:
 
 def _flow_by_program(program: torch.fx.GraphModule) -> Upstream:
     upstream: Upstream = {}
-    behind: dict[torch.fx.Node, set[str]] = {}
+    passed_by: dict[torch.fx.Node, set[str]] = {}
     for node in program.graph.nodes:
-        above = set().union(*(behind[source] for source in node.all_input_nodes))
+        above = set().union(*(passed_by[source] for source in node.all_input_nodes))
         if node.op == "call_module":
             name = str(node.target)
             if name in upstream:
                 above |= {name}
             upstream.setdefault(name, set()).update(above)
             above = above | {name}
-        behind[node] = above
+        passed_by[node] = above
     return upstream
 
 

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch_pruning as tp
 from torch import Tensor, nn
 
-from shapray.errors import JobError
+from shapray.errors import NetworkError
 from shapray.network.dataflow import data_flows, is_flat
-from shapray.network.graph import dependency_graph
+from shapray.network.graph import DependencyGraph, dependency_graph
 from shapray.network.group import Consumer, Group, n_root_units
 from shapray.text import one_line
 
@@ -23,23 +22,18 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     A module of which an earlier group has some channels is not a root for the others.
 
     Args:
-        example: one image, (1, C, H, W), on the model's device.
+        example: one image, (1, C, H, W), on the model's device, of which the network makes logits
+            (see `probe`).
     Raises:
-        JobError: the network cannot be traced, or its output is no tensor of logits (1, classes).
+        NetworkError: the network cannot be traced.
     """
     try:
         graph, output = dependency_graph(model, example)
     except Exception as error:  # whatever torch-pruning meets in a network that it cannot read
-        raise JobError(
-            f"model.factory: the network's dependency graph cannot be built with one image of "
-            f"shape {tuple(example.shape)}: {one_line(error)}"
+        raise NetworkError(
+            "the network runs, but how its channels depend on each other cannot be read with one "
+            f"image of shape {tuple(example.shape)}: {one_line(error)}"
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise JobError(
-            f"model.factory: for one image the network must return a tensor of logits "
-            f"(1, classes); it returns {found}"
-        )
     finder = _Finder(graph, output)
     groups: list[Group] = []
     claimed: dict[str, dict[int, str]] = defaultdict(dict)  # module -> output channel -> group
@@ -63,7 +57,7 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
 class _Finder:
     """Reads groups off torch-pruning's graph."""
 
-    def __init__(self, graph: tp.DependencyGraph, output: Tensor) -> None:
+    def __init__(self, graph: DependencyGraph, output: Tensor) -> None:
         self.graph = graph
         self.output_nodes = {
             id(node) for node in graph.module2node.values() if node.grad_fn is output.grad_fn

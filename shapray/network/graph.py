@@ -4,11 +4,11 @@ import copy
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
+from torch_pruning import DependencyGraph
 
 
-def dependency_graph(model: nn.Module, example: Tensor) -> tuple[tp.DependencyGraph, Any]:
+def dependency_graph(model: nn.Module, example: Tensor) -> tuple[DependencyGraph, Any]:
     """torch-pruning's dependency graph of a deep copy of `model`, and the copy's output.
 
     The graph is read off the autograd graph of one forward pass, so the copy (``graph.model``) is
@@ -24,7 +24,7 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tuple[tp.DependencyGr
         return output
 
     with torch.inference_mode(False), torch.enable_grad():
-        graph = tp.DependencyGraph()
+        graph = DependencyGraph()
         # In a list, or torch-pruning would first try the lone image without its batch dimension.
         inputs = [example.detach().clone()]
         tracked = traceable_copy(model)

@@ -12,7 +12,7 @@ class Consumer:
     module: str
     unit_of_channel: tuple[int, ...]
     """Per input channel (feature) of the module: the unit it belongs to, -1 if none. A unit has
-    several features of a linear layer behind a flatten."""
+    several features of a linear layer after a flatten."""
 
 
 @dataclass(frozen=True)

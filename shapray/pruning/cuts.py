@@ -12,8 +12,8 @@ from shapray.pruning.ranking import plan_removal, random_removal
 
 
 @dataclass(frozen=True)
-class Network:
-    """The job's network without some of its units."""
+class Cut:
+    """Units that go, and how they were chosen."""
 
     name: str
     criterion: str | None  # "shapley" or "random"; None: nothing was removed
@@ -33,24 +33,24 @@ def ranking_scores(scores: pa.Table, rank_by: str) -> dict[str, np.ndarray]:
     return {group: values[groups == group] for group in dict.fromkeys(groups)}
 
 
-def networks(scores: Mapping[str, np.ndarray], prune: Prune) -> list[Network]:
-    """The full network, then for every ratio the plan and its random counterparts.
+def cuts(scores: Mapping[str, np.ndarray], prune: Prune) -> list[Cut]:
+    """None, then for every ratio the plan and its random counterparts.
 
     The job's own ratio comes first; the others are those of ``prune.curve``, ascending.
     """
     n_units = {group: len(values) for group, values in scores.items()}
-    made = [Network("full", None, 0.0, None, {})]
+    made = [Cut("full", None, 0.0, None, {})]
     for ratio in [prune.ratio, *sorted(set(prune.curve) - {prune.ratio})]:
         asked = prune.model_copy(update={"ratio": ratio})
         planned = plan_removal(scores, asked)
-        made.append(Network(f"shapley-{ratio}", "shapley", ratio, None, planned))
+        made.append(Cut(f"shapley-{ratio}", "shapley", ratio, None, planned))
         for seed in prune.random_seeds:
             drawn = random_removal(n_units, planned, asked, seed)
-            made.append(Network(f"random-{ratio}-{seed}", "random", ratio, seed, drawn))
+            made.append(Cut(f"random-{ratio}-{seed}", "random", ratio, seed, drawn))
     return made
 
 
-def plan_json(plan: Network, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def plan_json(plan: Cut, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The content of ``prune/plan.json``."""
     return {
         "format": 1,

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
-from shapray.config import Job
+from shapray.config import Model
 from shapray.errors import JobError
-from shapray.inputs.model import import_callable
+from shapray.inputs.model import materialise
+from shapray.inputs.user_code import call
 from shapray.network.group import n_root_units
 from shapray.network.surgery import prune_model
 
@@ -43,7 +44,7 @@ def load_pruned(run_dir: str) -> nn.Module:
     plan = _read_json(f"{folder}/prune/plan.json")
     weights = _read(f"{folder}/prune/model.safetensors")
     try:
-        job = Job.model_validate(run["job"])
+        made_by = Model.model_validate(run["job"]["model"])
         example = torch.zeros(run["example_shape"])
         groups = {
             name: (group["n_units"], group["removed"]) for name, group in plan["groups"].items()
@@ -53,8 +54,8 @@ def load_pruned(run_dir: str) -> nn.Module:
             f"run directory {folder}: run.json or plan.json is damaged: {error}"
         ) from error
 
-    model = import_callable(job.model.factory, "model.factory")(**job.model.kwargs)
-    model = model.to(dtype=torch.float32).eval()
+    model = call(made_by.factory, made_by.kwargs, "model.factory").to(dtype=torch.float32).eval()
+    materialise(model, example, "model.factory")
     try:
         for name, (n_units, _) in groups.items():
             found = n_root_units(model.get_submodule(name))
@@ -65,7 +66,7 @@ def load_pruned(run_dir: str) -> nn.Module:
     except (ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise JobError(
             f"run directory {folder}: its plan and weights do not fit the network that "
-            f"{job.model.factory} makes: {error}"
+            f"{made_by.factory} makes: {error}"
         ) from error
     return pruned
 

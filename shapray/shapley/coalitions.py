@@ -83,7 +83,7 @@ def prefix_coalitions(orders: Tensor, n_players: int) -> Tensor:
     """The coalitions met while players join one after the other.
 
     Args:
-        orders: (n_chains, length) int64, the player that joins at each step; -1 where nobody does.
+        orders: (n_chains, length) int64, the player that joins at each step; -1 where none does.
         n_players: columns of the result.
     Returns:
         (n_chains, length + 1, n_players) bool, the empty coalition first.
@@ -120,7 +120,7 @@ def repeated(orders: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Finds the prefixes whose coalition an earlier prefix of the same image has met already.
 
     Args:
-        orders: (n_chains, longest) int64, -1 behind a chain's end.
+        orders: (n_chains, longest) int64, -1 after a chain's end.
         images: (n_chains,) int64, the image each chain belongs to.
     Returns:
         (n_chains, longest + 1) int64, flat position of the first prefix with the same coalition:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shapray.shapley.coalitions import shapley_weights
-from shapray.shapley.game import Game, NonFiniteValue
+from shapray.shapley.coalitions import all_subsets, shapley_weights
+from shapray.shapley.game import Game, check_finite
 from shapray.shapley.pairs import Pairs, in_pairs
 from shapray.shapley.permutations import Permutations
 
@@ -89,6 +89,25 @@ def is_exact(n_active: int, sampling: Sampling) -> bool:
     return n_active <= sampling.exact_max_players or cheap
 
 
+def check_enumerable(n_active: np.ndarray, ids: Sequence[str], groups: Sequence[str]) -> None:
+    """Exact values of all images and groups are within reach.
+
+    Args:
+        n_active: (n_images, n_groups), numbers of active units.
+    Raises:
+        ValueError: names the image with the most active units.
+    """
+    most = int(n_active.max(initial=0))
+    if most > MAX_EXACT_PLAYERS:
+        image, group = map(int, np.unravel_index(n_active.argmax(), n_active.shape))
+        raise ValueError(
+            f"exact, but group {groups[group]} has {most} active units on image {ids[image]}: "
+            f"2^{most} = {2**most:,} coalitions; at most {MAX_EXACT_PLAYERS} units "
+            f"({2**MAX_EXACT_PLAYERS:,} coalitions) are possible. Use hybrid, or choose smaller "
+            "groups with score.groups"
+        )
+
+
 def exact_values(subset_values: Tensor) -> Tensor:
     """Shapley values from the values of all coalitions.
 
@@ -129,9 +148,7 @@ def estimate(
     every = range(len(seeds))
     both = torch.arange(len(seeds)).repeat_interleave(2)
     ends = game.value(both, game.reference.flatten(0, 1).double()).view(len(seeds), 2).cpu()
-    for image, end in (~ends.isfinite()).nonzero().tolist():
-        kept = list(range(game.n_players)) if end else []
-        raise NonFiniteValue(image, kept, ends[image, end].item())
+    check_finite(ends, lambda i: (i // 2, list(range(game.n_players)) if i % 2 else []))
 
     enumerated = [is_exact(k, sampling) for k in game.active.sum(1).tolist()]
     found = {image: _enumerate(game, image) for image in every if enumerated[image]}
@@ -195,10 +212,9 @@ def is_enough(found: Sequence[Estimate], sampling: Sampling, n_images: int) -> b
 def _enumerate(game: Game, image: int) -> Estimate:
     players = game.active[image].nonzero()[:, 0]
     values = game.subset_values(image, players).cpu()
-    if not values.isfinite().all():
-        row = int((~values.isfinite()).nonzero()[0])
-        kept = players[(torch.tensor(row) >> torch.arange(len(players))) & 1 > 0]
-        raise NonFiniteValue(image, kept.tolist(), values[row].item())
+    check_finite(
+        values, lambda i: (image, players[all_subsets(len(players), i, i + 1)[0]].tolist())
+    )
     shapley_value = np.zeros(game.n_players)
     shapley_value[players.numpy()] = exact_values(values).numpy()
     return Estimate(

@@ -29,6 +29,21 @@ class NonFiniteValue(ValueError):
         )
 
 
+def check_finite(values: Tensor, of: Callable[[int], tuple[int, list[int]]]) -> None:
+    """Every value is a number.
+
+    Args:
+        values: of any shape.
+        of: place among the flattened values -> its image and the players that were kept.
+    Raises:
+        NonFiniteValue: names the first that is not.
+    """
+    wrong = (~values.isfinite()).flatten().nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        raise NonFiniteValue(*of(place), values.flatten()[place].item())
+
+
 class Game(ABC):
     """Games of the same players on several images.
 
@@ -38,7 +53,7 @@ class Game(ABC):
     Attributes:
         n_players: units of the group.
         active: (n_images, n_players) bool; the others are null players of that image.
-        reference: (n_images, 2, n_outputs) outputs with nobody and with everybody.
+        reference: (n_images, 2, n_outputs) outputs of the empty and the full coalition.
     """
 
     n_players: int
@@ -75,7 +90,7 @@ class Game(ABC):
 
         Args:
             images: (n_chains,) int64.
-            orders: (n_chains, longest) int64, -1 behind a chain's end.
+            orders: (n_chains, longest) int64, -1 after a chain's end.
             wanted: (n_chains, longest + 1) bool, the prefixes to evaluate.
         Returns:
             (wanted.sum(), n_outputs), chain after chain.

@@ -1,13 +1,14 @@
 """Coalitions of several images, each with its complement, evaluated together and once each."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shapray.shapley.coalitions import distinct, paired_coalitions
-from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, NonFiniteValue
+from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, check_finite
 from shapray.shapley.surrogate import MAX_PLAYERS, MIN_PLAYERS, ImagePairs, corrected
 
 
@@ -40,7 +41,7 @@ class DrawnPairs:
         self.counts = self.distinct.searchsorted(2 * np.arange(len(self.members) + 1))
 
     def _coalitions_of(self, n_permutations: int) -> int:
-        """What permutations take at most, without nobody and everybody."""
+        """What permutations take at most, without the empty and the full coalition."""
         return n_permutations * (self.n_players - 1)
 
     def _most_pairs(self, n_permutations: int) -> int:
@@ -71,7 +72,7 @@ class Pairs:
         images: those to sample.
         n_permutations: as many coalitions per image as these would take at most.
         seeds: of all the game's images.
-        ends: (all images, 2) float64, values of nobody and everybody.
+        ends: (all images, 2) float64, values of the empty and the full coalition.
     """
 
     def __init__(
@@ -139,10 +140,7 @@ class Pairs:
                 for images, part in parts
             ]
             values, outputs = (torch.cat(column) for column in zip(*both, strict=True))
-            if not values.isfinite().all():
-                row = int((~values.isfinite()).nonzero()[0])
-                kept = coalitions[row].nonzero()[:, 0].tolist()
-                raise NonFiniteValue(int(index[row]), kept, values[row].item())
+            check_finite(values, partial(_kept, index, coalitions))
             counts = torch.bincount(index, minlength=len(self.game.active))[self.images].tolist()
             new = zip(values.split(counts), outputs.split(counts), strict=True)
             for row, (of_values, of_outputs) in enumerate(new):
@@ -173,6 +171,11 @@ class Pairs:
     def n_evaluations(self, row: int) -> int:
         """Coalitions whose value was computed for the image in a row, both ends included."""
         return len(self.values[row]) + 2
+
+
+def _kept(images: Tensor, coalitions: Tensor, row: int) -> tuple[int, list[int]]:
+    """Image and players of a row."""
+    return int(images[row]), coalitions[row].nonzero()[:, 0].tolist()
 
 
 def _of_image(value: Callable[[Tensor, Tensor], Tensor], image: int) -> Callable[[Tensor], Tensor]:

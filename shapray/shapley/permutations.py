@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shapray.shapley.coalitions import antithetic_permutations, repeated
-from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, NonFiniteValue
+from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, check_finite
 
 
 def marginals(orders: Tensor, prefix_values: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Permutations:
         images: those to sample.
         n_chains: most permutations per image.
         seeds: of all the game's images.
-        ends: (all images, 2) float64, values of nobody and everybody.
+        ends: (all images, 2) float64, values of the empty and the full coalition.
     """
 
     def __init__(
@@ -90,10 +90,13 @@ class Permutations:
         # and wherever else the same coalition is met
         self.values = self.values.flatten()[self.source].view(self.values.shape)
         fresh = self.values[:, new]
-        if not fresh.isfinite().all():
-            row, chain, step = (~fresh.isfinite()).nonzero()[0].tolist()
+
+        def of(place: int) -> tuple[int, list[int]]:
+            row, chain, step = map(int, np.unravel_index(place, tuple(fresh.shape)))
             kept = self.units[row, self.n_done + chain, :step].tolist()
-            raise NonFiniteValue(self.images[row], sorted(kept), fresh[row, chain, step].item())
+            return self.images[row], sorted(kept)
+
+        check_finite(fresh, of)
         self.n_done = n_chains
 
     def estimate(self, row: int) -> Tensor:

@@ -57,7 +57,7 @@ class ImagePairs:
         members: (n_pairs, k) bool, from `coalitions.paired_coalitions`.
         values: (n_pairs, 2) float64, of each coalition and of its complement.
         outputs: (n_pairs, 2, n_outputs) float64, what `value` takes.
-        end_values: (2,) float64, with nobody and with everybody.
+        end_values: (2,) float64, of the empty and of the full coalition.
         end_outputs: (2, n_outputs) float64.
         value: outputs (n_rows, n_outputs) -> (n_rows,).
         seed: of the fit's own permutations.
@@ -95,7 +95,7 @@ def corrected(pairs: ImagePairs) -> tuple[Tensor, Tensor]:
     mean, variance = equations.moments(expected, residual)
     # What the folds' expectations err by shows in the spread of the pairs, but for what all pairs
     # of a fold have in common.
-    share = equations.share
+    share = equations.share_of_fold
     hidden = share**2 - share * (1 - share) / (len(residual) - 1)
     variance = variance + (hidden.clamp(min=0)[:, None] * noise).sum(0)
     return mean, variance.sqrt()
@@ -119,14 +119,14 @@ class _Equations:
         self.n_folds = -(-n_pairs // self.in_fold)
         device = pairs.values.device
         self.fold = torch.arange(n_pairs, device=device) // self.in_fold
-        self.share = torch.bincount(self.fold, minlength=self.n_folds).double() / n_pairs
+        self.share_of_fold = torch.bincount(self.fold, minlength=self.n_folds).double() / n_pairs
         self.permutations = 2 * n_pairs / (self.k - 1)
         self.size = pairs.members.sum(1).double()
         # An output may be infinite where the value is not; then the fit is one to something else.
         outputs, ends = (x.where(x.isfinite(), 0.0) for x in (pairs.outputs, pairs.end_outputs))
-        (first, second), (nobody, everybody) = outputs.unbind(1), ends
+        (first, second), (empty, full) = outputs.unbind(1), ends
         targets = [(first - second) / 2, (first + second) / 2]
-        at_end = [(everybody - nobody) / 2, (everybody + nobody) / 2]
+        at_end = [(full - empty) / 2, (full + empty) / 2]
         grams: list[list[Tensor]] = [[], []]
         moments: list[list[Tensor]] = [[], []]
         for folds in self.blocks():
@@ -157,19 +157,20 @@ class _Equations:
         """Odd and even features of some folds' pairs, float32, (n, in_fold, n_features) each: of
         the size first, then a block of k for each effect."""
         inside = self.per_fold(torch.ones_like(self.size), folds)[..., None].float()
-        share = self.per_fold(self.size / self.k, folds)[..., None].float()
-        tilt = 2 * share - 1
+        fraction = self.per_fold(self.size / self.k, folds)[..., None].float()
+        tilt = 2 * fraction - 1
         powers = _powers(tilt) * inside
-        members = (self.per_fold(self.pairs.members, folds).float() - share) * inside
+        members = (self.per_fold(self.pairs.members, folds).float() - fraction) * inside
         odd = torch.cat([powers[..., 1::2], members, tilt**2 * members], 2)
         return odd, torch.cat([powers[..., 0::2], tilt * members], 2)
 
     def _of_others(self, gram: Tensor, moment: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over all folds but the own; nobody and everybody are one more pair of each.
+        """Sums over all folds but the own; the empty and the full coalition are one more pair.
 
         Args:
             gram, moment: (n_folds, n, n) and (n_folds, n, n_outputs) of each fold.
-            end: (n_outputs,), half of what the outputs are with nobody and with everybody.
+            end: (n_outputs,), half the difference and half the sum of what the outputs are at the
+                empty and at the full coalition.
         """
         gram, moment = gram.sum(0) - gram, moment.sum(0) - moment
         gram[:, :N_POWERS, :N_POWERS] += 1  # all polynomials are 1 at the end
@@ -211,18 +212,18 @@ class _Equations:
         """
         n, k, size = len(residual), self.k, self.size
         weight = k / (size * (k - size) * size_weights(k).to(size.device)[size.long() - 1])
-        share, added = size / k, residual * weight
-        # (1[u in S] - share) added, and its square, summed over the pairs of each fold
-        each = torch.stack([added, added**2 * (1 - 2 * share)], 1)
+        fraction, added = size / k, residual * weight
+        # (1[u in S] - fraction) added, and its square, summed over the pairs of each fold
+        each = torch.stack([added, added**2 * (1 - 2 * fraction)], 1)
         sums = torch.cat(
             [
                 self.per_fold(each, folds).mT @ self.per_fold(self.pairs.members, folds).double()
                 for folds in self.blocks()
             ]
         )
-        sums[:, 0] -= self.per_fold(added * share).sum(1, keepdim=True)
-        sums[:, 1] += self.per_fold((added * share) ** 2).sum(1, keepdim=True)
-        count = n * self.share[:, None]
+        sums[:, 0] -= self.per_fold(added * fraction).sum(1, keepdim=True)
+        sums[:, 1] += self.per_fold((added * fraction) ** 2).sum(1, keepdim=True)
+        count = n * self.share_of_fold[:, None]
         mean = (count * expected + sums[:, 0]).sum(0) / n
         apart = expected - mean
         squares = (count * apart**2 + 2 * apart * sums[:, 0] + sums[:, 1]).sum(0)
@@ -238,7 +239,7 @@ class _Fit:
 
     Attributes:
         residual: (n_pairs,) float64, odd half of value - value of the fold's fit, which is
-            shifted, linearly in the size, to be right with nobody and with everybody.
+            shifted, linearly in the size, to be right at the empty and at the full coalition.
     """
 
     def __init__(self, equations: _Equations, ridges: tuple[float, float, float]) -> None:
@@ -249,10 +250,10 @@ class _Fit:
         self.effects = torch.cat([odd[:, n : n + k], odd[:, n + k :], even[:, n:]], 2)
         self.odd_levels, self.even_levels = odd[:, :n], even[:, :n]
         ends = self.even_levels.sum(1), self.odd_levels.sum(1)
-        self.nobody = self.pairs.value((ends[0] - ends[1]).double())  # (n_folds,)
-        self.everybody = self.pairs.value((ends[0] + ends[1]).double())
-        nobody, everybody = self.pairs.end_values
-        self.too_much = (self.everybody - everybody) - (self.nobody - nobody)
+        self.empty = self.pairs.value((ends[0] - ends[1]).double())  # (n_folds,)
+        self.full = self.pairs.value((ends[0] + ends[1]).double())
+        empty, full = self.pairs.end_values
+        self.too_much = (self.full - full) - (self.empty - empty)
         halves = []
         for folds in equations.blocks():
             of_odd, of_even = equations.features(folds)
@@ -305,8 +306,8 @@ class _Fit:
         both = torch.stack([even + odd, even - odd])  # (2, n, k + 1, n_outputs)
         values = self.pairs.value(both.flatten(0, 2)).view(both.shape[:3]).double()
         # the ends are computed once, so that all permutations have the same
-        values[0, :, 0] = values[1, :, -1] = self.nobody[folds]
-        values[0, :, -1] = values[1, :, 0] = self.everybody[folds]
+        values[0, :, 0] = values[1, :, -1] = self.empty[folds]
+        values[0, :, -1] = values[1, :, 0] = self.full[folds]
         # The complement at step t joins the player that the prefix at t + 1 holds and the one at t
         # does not, from the other side.
         steps = (values[0].diff(dim=1) - values[1].diff(dim=1)) / 2

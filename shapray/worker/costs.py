@@ -1,8 +1,10 @@
-"""What the parts of a job cost: the times that `survey` measures, and what follows from them."""
+"""What the parts of a job cost: the times that a survey measures, and what follows from them."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+MIN_PERMUTATIONS, MAX_PERMUTATIONS = 2, 1024  # that a budget chooses among
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class GroupCosts:
         return self.image + self.row + np.where(exact, enumerated, sampled)
 
     def _books(self, permutations: int) -> float:
-        """Between two numbers that were timed on a line, behind the last on the last line."""
+        """Interpolated between the numbers timed; beyond the last, along the last line."""
         at, seconds = self.permutations, self.books
         if permutations <= at[-1] or len(at) == 1:
             return float(np.interp(permutations, at, seconds))

@@ -84,14 +84,14 @@ class Receipt:
 class EvaluateTask:
     """Measure the network without some units on evaluation images ``first`` up to ``last``."""
 
-    network: str  # a name, unique among the networks of a run
+    cut: str  # a name, unique among the cuts of a run
     removed: Mapping[str, Sequence[int]]
     first: int
     last: int
     cost: float
 
     def __str__(self) -> str:
-        return f"network {self.network}, images {self.first}-{self.last - 1}"
+        return f"cut {self.cut}, images {self.first}-{self.last - 1}"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def test_a_tail_that_computes_something_else_is_named_with_its_error(way):
     weight.data *= 1.01
     found = check_split(split, network.model, network.images, seed=0)
     assert found is not None
-    assert "tail differs from the network: relative error 0.0" in found
+    assert "tail and the network differ: relative error 0.0" in found
 
 
 class Patches(nn.Module):

@@ -1,9 +1,7 @@
-"""Networks and weights: what is read, what is refused, and with which words."""
+"""A job's network: made, given its shape by an image where it needs one, filled."""
 
-import os
 import pickle
 
-import fsspec
 import pytest
 import safetensors.torch
 import torch
@@ -13,7 +11,7 @@ from shapray import zoo
 from shapray.config import Model
 from shapray.errors import JobError
 from shapray.inputs.digest import weights_digest
-from shapray.inputs.model import build_model, import_callable, load_weights
+from shapray.inputs.model import build_model
 
 DIGITS = "shapray.zoo:digits_cnn"
 
@@ -24,66 +22,23 @@ def network() -> nn.Module:
     return zoo.digits_cnn()
 
 
-def test_safetensors_from_any_filesystem(network):
-    with fsspec.open("memory://weights/net.safetensors", "wb") as file:
-        file.write(safetensors.torch.save(network.state_dict()))
-    read = build_model(Model(factory=DIGITS, weights="memory://weights/net.safetensors"))
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_of_a_checkpoint(network, tmp_path, wrapped, prefix):
+    state = {prefix + name: tensor for name, tensor in network.state_dict().items()}
+    torch.save({"net": state, "epoch": 3} if wrapped else state, tmp_path / "net.pth.tar")
+    read = build_model(Model(factory=DIGITS, weights=str(tmp_path / "net.pth.tar")))
     assert weights_digest(read) == weights_digest(network)
     assert not read.training
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_pt_forms(network, tmp_path, wrapped, prefix):
-    state = {prefix + name: tensor for name, tensor in network.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "net.pt")
-    read = build_model(Model(factory=DIGITS, weights=str(tmp_path / "net.pt")))
-    assert weights_digest(read) == weights_digest(network)
-
-
-def test_half_precision_weights_become_float32(network, tmp_path):
-    safetensors.torch.save_file(network.half().state_dict(), tmp_path / "net.safetensors")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_weights_of_less_precision_become_float32(network, tmp_path, dtype):
+    state = {n: t.to(dtype) if t.ndim > 1 else t for n, t in network.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "net.safetensors")
     read = build_model(Model(factory=DIGITS, weights=str(tmp_path / "net.safetensors")))
-    assert {p.dtype for p in read.parameters()} == {torch.float32}
-
-
-class Payload:
-    def __reduce__(self):
-        return (os.mkdir, ("ran-the-pickle",))
-
-
-def test_pickles_are_refused_and_not_run(network, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save(network, "whole.pt")
-    with pytest.raises(JobError, match=r"whole\.pt holds a pickled .*DigitsCNN.*state_dict"):
-        load_weights("whole.pt")
-    torch.save({"state_dict": Payload()}, "evil.pt")
-    with pytest.raises(JobError, match=r"evil\.pt holds a pickled .*mkdir"):
-        load_weights("evil.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(), protocol=2))
-    with pytest.raises(JobError, match=r"plain\.pt"):
-        load_weights("plain.pt")
-    assert not (tmp_path / "ran-the-pickle").exists()
-
-
-@pytest.mark.parametrize("name", ["bad.pt", "bad.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no weights in here", b"PK\x03\x04 torn"])
-def test_damaged_files(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(JobError, match=name):
-        load_weights(str(tmp_path / name))
-
-
-def test_files_that_are_no_weights(tmp_path):
-    with pytest.raises(JobError, match=r"none\.safetensors: no such file"):
-        load_weights(str(tmp_path / "none.safetensors"))
-    with pytest.raises(JobError, match=r"net\.onnx is not a \.safetensors, \.pt or \.pth"):
-        load_weights("net.onnx")
-    with pytest.raises(JobError, match="cannot open nowhere://"):
-        load_weights("nowhere://bucket/net.pt")
-    torch.save({"epoch": 3, "weights": {}}, tmp_path / "odd.pt")
-    with pytest.raises(JobError, match="holds the keys epoch, weights; expected tensors by name"):
-        load_weights(str(tmp_path / "odd.pt"))
+    assert {parameter.dtype for parameter in read.parameters()} == {torch.float32}
+    assert torch.equal(read.get_parameter("fc1.weight"), state["fc1.weight"].float())
 
 
 def test_misfit_lists_what_does_not_fit(network):
@@ -121,25 +76,22 @@ def test_torchvision_factory():
     assert build_model(model)(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
 
 
+def on_meta(of=zoo.digits_cnn):
+    with torch.device("meta"):
+        return of()
+
+
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("section", "words"),
     [
-        ("no.such.place:net", "cannot import module 'no.such.place'.*ModuleNotFoundError"),
-        ("shapray.zoo:resnet21", "has no 'resnet21'; close to it: .*resnet20"),
-        ("shapray.zoo:F", "is a module, not a callable"),
-        ("resnet20", "not of the form module:callable"),
+        ({"factory": DIGITS, "kwargs": {"depth": 3}}, "unexpected keyword argument 'depth'"),
+        ({"factory": "collections:OrderedDict"}, r"returned a OrderedDict, not a torch\.nn"),
+        ({"factory": f"{__name__}:on_meta"}, r"on the meta device, without values \(conv1\.weight"),
     ],
 )
-def test_factories_that_do_not_import(spec, words):
-    with pytest.raises(JobError, match=f"model.factory: .*{words}"):
-        import_callable(spec, "model.factory")
-
-
-def test_factories_that_fail():
-    with pytest.raises(JobError, match=r"digits_cnn.*unexpected keyword argument 'depth'"):
-        build_model(Model(factory=DIGITS, kwargs={"depth": 3}))
-    with pytest.raises(JobError, match=r"returned a OrderedDict, not a torch\.nn\.Module"):
-        build_model(Model(factory="collections:OrderedDict"))
+def test_factories_that_give_no_network(section, words):
+    with pytest.raises(JobError, match=rf"model\.factory: .*{words}"):
+        build_model(Model(**section))
 
 
 def test_digest_sees_every_bit(network):
@@ -148,14 +100,56 @@ def test_digest_sees_every_bit(network):
     assert weights_digest(network) != before
 
 
-def test_credentials_are_not_shown():
-    with pytest.raises(JobError) as caught:
-        load_weights("nowhere://user:hunter2@host/net.pt")
-    assert "hunter2" not in str(caught.value)
-
-
 def test_weights_that_are_not_finite_are_named(network):
     network.fc1.weight.data[3, 4] = torch.nan
     section = Model(factory=DIGITS, weights="w.safetensors")
     with pytest.raises(JobError, match=r"1 with values that are not finite: fc1\.weight"):
         build_model(section, network.state_dict())
+
+
+# -- layers that take their shape from the first image
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+LAZY = Model(factory=f"{__name__}:Lazy")
+
+
+class Lazy(nn.Module):
+    def __init__(self, unused=False):
+        super().__init__()
+        self.first, self.norm, self.last = (
+            nn.LazyConv2d(6, 3),
+            nn.LazyBatchNorm2d(),
+            nn.LazyLinear(4),
+        )
+        if unused:
+            self.unused = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).relu().mean((2, 3)))
+
+
+def test_an_image_gives_lazy_layers_their_shape(tmp_path):
+    first = build_model(LAZY, example=IMAGE)
+    assert first.get_parameter("first.weight").shape == (6, 3, 3, 3)
+    assert weights_digest(build_model(LAZY, example=IMAGE)) == weights_digest(first)
+    assert torch.equal(first.get_buffer("norm.running_mean"), torch.zeros(6))  # untouched
+    assert weights_digest(pickle.loads(pickle.dumps(first))) == weights_digest(first)
+
+    other = Lazy()
+    other(IMAGE + 1)
+    torch.save(other.state_dict(), tmp_path / "w.pt")
+    read = build_model(LAZY.model_copy(update={"weights": str(tmp_path / "w.pt")}), example=IMAGE)
+    assert weights_digest(read) == weights_digest(other)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "example", "words"),
+    [
+        ({}, None, r"first\.weight has no shape yet; initialise lazy layers in the factory"),
+        ({}, torch.zeros(1, 3, 2, 2), r"images of shape \(1, 3, 2, 2\) do not pass .*Kernel size"),
+        ({"unused": True}, IMAGE, r"unused\.weight has no shape even after an image"),
+    ],
+)
+def test_lazy_layers_that_get_no_shape(kwargs, example, words):
+    with pytest.raises(JobError, match=rf"model\.factory: {words}"):
+        build_model(LAZY.model_copy(update={"kwargs": kwargs}), example=example)

@@ -56,4 +56,6 @@ def test_logits_that_are_all_zero_prove_nothing():
     model.fc2.weight.data.zero_()
     model.fc2.bias.data.zero_()
     reason = check_group(model, groups_by_name(model)["conv1"], images(), seed=0)
-    assert reason == "cannot be checked: all logits are 0 with 1 of 5 units removed"
+    assert reason == (
+        "masked and pruned network cannot be compared: all outputs are 0 with 1 of 5 units removed"
+    )

@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from plain import EXAMPLE, Plain, groups_by_name, images, lively
+from plain import Plain, groups_by_name, images, lively
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.errors import JobError
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
 
@@ -163,13 +162,6 @@ def test_model_is_left_as_it_was():
     assert not model.conv1.weight.requires_grad
     assert model.conv2.weight.requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_network_without_logits_or_graph_is_the_users_error():
-    with pytest.raises(JobError, match=r"logits \(1, classes\); it returns \(1, 4, 8, 8\)"):
-        find_groups(nn.Conv2d(3, 4, 1), EXAMPLE)
-    with pytest.raises(JobError, match=r"one image of shape \(1, 1, 8, 8\)"):
-        find_groups(Plain(), torch.zeros(1, 1, 8, 8))
 
 
 class Glued(nn.Module):

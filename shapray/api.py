@@ -1,0 +1,292 @@
+"""The public functions: score a network's units, plan a cut, cut it, measure it.
+
+They go through the same code as the command, without a job file, a folder or, unless workers are
+asked for, Ray. Arguments have the names of the job file's keys, without their section.
+"""
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+from torch import Tensor, nn
+
+from shapray.arguments import (
+    about,
+    in_memory,
+    kind_of,
+    labels_of,
+    named_as_arguments,
+    pixels_of,
+    scorable,
+    section_of,
+    sections,
+)
+from shapray.cluster.pool import Failure, Pool
+from shapray.cluster.start import open_pool
+from shapray.config import Prune, Score
+from shapray.driver.inputs import CHECK_IMAGES
+from shapray.driver.plan import groups_table
+from shapray.driver.progress import meter
+from shapray.driver.tasks import group_tasks
+from shapray.engine.check import choose_groups
+from shapray.inputs.images import check_labels
+from shapray.network.consumers import count_active
+from shapray.network.find import find_groups
+from shapray.network.group import Group
+from shapray.network.probe import probe
+from shapray.network.surgery import prune_model
+from shapray.pruning.cuts import ranking_scores
+from shapray.pruning.evaluate import Tally, count_macs, tally
+from shapray.pruning.ranking import plan_removal
+from shapray.shapley.estimators import check_enumerable
+from shapray.storage.aggregate import aggregate_group
+from shapray.worker.in_memory import InMemoryWorker, Rows
+from shapray.worker.tasks import PrecisionTask
+
+S = TypeVar("S", bound=BaseModel)
+T = TypeVar("T")
+IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
+
+
+@dataclass(frozen=True, repr=False)
+class Scores:
+    """What `score` found; the tables have the columns of a run's files of the same names.
+
+    Attributes:
+        groups: a row per group of the network; those not scored say why.
+        scores: a row per unit.
+        class_scores: a row per unit and label; empty without labels.
+        images: a row per group and image, with the Shapley values of its units.
+    """
+
+    groups: pa.Table
+    scores: pa.Table
+    class_scores: pa.Table
+    images: pa.Table
+
+    def to_arrow(self) -> pa.Table:
+        """`scores`: group, unit, mean, mean_abs, std, standard_error and more."""
+        return self.scores
+
+    def to_pandas(self) -> Any:
+        """`scores` as a pandas data frame; pandas must be installed."""
+        return self.scores.to_pandas()
+
+    def __repr__(self) -> str:
+        n_scored = len(set(self.scores["group"].to_pylist()))
+        n_images = self.scores["n_images"][0].as_py()
+        return (
+            f"Scores of {self.scores.num_rows} units in {n_scored} of {self.groups.num_rows} "
+            f"groups, from {n_images} images"
+        )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good and how big a network is.
+
+    Attributes:
+        top1: share of the images whose largest output is the label's.
+        loss: mean cross-entropy in nats.
+        parameters: shared ones once.
+        multiply_adds: for one image, of convolutions and matrix products.
+        n_images: that it was measured on.
+    """
+
+    top1: float
+    loss: float
+    parameters: int
+    multiply_adds: int
+    n_images: int
+
+
+def score(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | Sequence[int] | None = None,
+    *,
+    groups: str | Sequence[str] = "*",
+    ids: Sequence[str] | None = None,
+    workers: int | str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Scores:
+    """Shapley values of a network's units on calibration images.
+
+    Args:
+        model: any network that gives logits (n, classes); left as it is. A copy of it is scored,
+            in eval mode and float32.
+        images: (n, channels, height, width), floats as the network takes them.
+        labels: (n,) integers from 0; None for value functions that need none.
+        groups: glob patterns over the names of the groups to score.
+        ids: names of the images, all different; by default their numbers. With the seed they say
+            which coalitions are drawn: the same ids, the same values as a job's.
+        workers: None: in this process; a number or "auto": on the Ray cluster that this process
+            belongs to, or on one started here for the time.
+        progress: show how far it is, in a terminal or a notebook.
+        **settings: any key of the job file's `score` and `cluster` sections by its name:
+            `value`, `estimator`, `permutations`, `exact_max_players`, `target_standard_error`,
+            `precision`, `seed`, `device`, `images_per_task`, `memory_per_worker`,
+            `cpus_per_worker` (threads), `gpus_per_worker`.
+    Raises:
+        ValueError: an argument is wrong; names it.
+        RuntimeError: scoring failed; names group and images.
+    """
+    with named_as_arguments():
+        asked, cluster = sections(groups, workers, settings)
+        held = in_memory(images, labels, ids, asked)
+        copied = scorable(model)
+        few = held.pixels[:CHECK_IMAGES]
+        n_classes = about("model", lambda: probe(copied, few))
+        check_labels(held.labels, held.ids, n_classes, "labels")
+        if n_classes == 1 and asked.value == "logit_margin":
+            raise ValueError("value: logit_margin needs two outputs to compare; the network has 1")
+        found = about("model", lambda: find_groups(copied, few[:1]))
+        checked, tail_macs = about(
+            "groups", lambda: choose_groups(copied, found, few, asked.groups, asked.seed)
+        )
+        scored = [group for group in checked if group.reason is None]
+        n_active = np.concatenate(
+            [count_active(copied, scored, part) for part in held.pixels.split(IMAGES_AT_ONCE)]
+        )
+        if asked.estimator == "exact":
+            names = [group.name for group in scored]
+            about("estimator", lambda: check_enumerable(n_active, held.ids, names))
+        make = functools.partial(InMemoryWorker, copied, scored, held, asked, cluster)
+        console = Console(quiet=not progress, markup=False, emoji=False, highlight=False)
+        with _threads_kept(), open_pool(make, cluster, in_process=workers is None) as pool:
+            precision = _precision(pool, asked)
+            tasks = group_tasks(scored, tail_macs, n_active, asked, cluster, precision)
+            rows = list[Rows]()
+            with meter(console, "score", len(tasks), sum(task.cost for task in tasks)) as shown:
+
+                def receive(result: Rows) -> None:
+                    rows.append(result)
+                    shown.advance(result.task.cost)
+
+                _nothing_failed(pool.run("score", tasks, receive, shown.show))
+        return _tables(checked, tail_macs, scored, rows)
+
+
+def plan(scores: Scores, ratio: float = 0.3, **settings: Any) -> dict[str, list[int]]:
+    """The units worth least.
+
+    Args:
+        scores: of the network to be cut.
+        ratio: share of the units to remove.
+        **settings: keys of the job file's `prune` section that choose units, by their names:
+            `rank_by`, `scope`, `min_units`, `round_to`.
+    Returns:
+        group -> units to remove, ascending; every scored group, some with none.
+    Raises:
+        ValueError: an argument is wrong; names it.
+    """
+    with named_as_arguments():
+        asked = section_of(Prune, settings | {"ratio": ratio})
+        return plan_removal(ranking_scores(scores.scores, asked.rank_by), asked)
+
+
+def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> nn.Module:
+    """A copy of a network without some of its units; the network itself is left as it is.
+
+    Args:
+        model: the network that was scored.
+        cut: group -> units to remove, from `plan` or of your own.
+        example: one image, (1, channels, height, width), with which the network is traced.
+    Raises:
+        ValueError: no such group, units out of range or twice, all units of a group, or units that
+            cannot go without others.
+    """
+    if not isinstance(example, Tensor) or example.ndim != 4 or len(example) != 1:
+        raise ValueError(
+            f"example: one image (1, channels, height, width) is needed, found {kind_of(example)}; "
+            "images[:1] is one"
+        )
+    return about("cut", lambda: prune_model(model, example.to(_device(model)), cut))
+
+
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -> Quality:
+    """Accuracy, loss and size of a network, in eval mode, on the device where it lies.
+
+    Args:
+        model: left as it is.
+        images: (n, channels, height, width), not those that it was scored on.
+        labels: (n,) integers from 0.
+    Raises:
+        ValueError: an argument is wrong; names it.
+    """
+    pixels, device = pixels_of(images), _device(model)
+    targets = labels_of(labels, len(pixels))
+    if targets is None:
+        raise ValueError("labels: None, and accuracy is measured with them")
+    network = copy.deepcopy(model).eval()
+    example = pixels[:1].to(device)
+    with torch.no_grad():
+        n_classes = network(example).shape[1]
+    check_labels(targets, [str(i) for i in range(len(pixels))], n_classes, "labels")
+    total = Tally(0, 0, 0.0)
+    for part, of_part in zip(pixels.split(IMAGES_AT_ONCE), targets.split(IMAGES_AT_ONCE)):
+        total += tally(network, part, of_part, device)
+    parameters, multiply_adds = count_macs(network, example)
+    return Quality(total.top1, total.loss, parameters, multiply_adds, total.n)
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """A worker in this process sets the number of threads; the caller gets the own back."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _precision(pool: Pool, asked: Score) -> str:
+    if asked.precision != "auto":
+        return asked.precision
+    found = list[str]()
+    _nothing_failed(pool.run("choose_precision", [PrecisionTask()], found.append))
+    return found[0]
+
+
+def _nothing_failed(failures: Sequence[Failure]) -> None:
+    if failures:
+        first = min(failures, key=lambda failure: str(failure.task))
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise RuntimeError(f"{first.task}: {first.message}{more}\n{first.traceback}")
+
+
+def _tables(
+    checked: Sequence[Group],
+    tail_macs: Mapping[str, int],
+    scored: Sequence[Group],
+    rows: Sequence[Rows],
+) -> Scores:
+    """All rows in the order of groups and images, and what they sum up to."""
+    by_group: dict[str, list[Rows]] = {group.name: [] for group in scored}
+    for part in rows:
+        by_group[part.task.group].append(part)
+    ordered = {
+        name: [part.table for part in sorted(parts, key=lambda part: part.task.first)]
+        for name, parts in by_group.items()
+    }
+    summed = [aggregate_group(group.name, group.n_units, ordered[group.name]) for group in scored]
+    return Scores(
+        groups=groups_table(checked, tail_macs),
+        scores=pa.concat_tables([of_units for of_units, _ in summed]),
+        class_scores=pa.concat_tables([of_classes for _, of_classes in summed]),
+        images=pa.concat_tables([table for tables in ordered.values() for table in tables]),
+    )

@@ -1,0 +1,120 @@
+"""Shapley values of a network's groups on images; whoever asks publishes them, or does not."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from shapray.engine.fold import fold
+from shapray.engine.network_game import NetworkSplit
+from shapray.engine.precision import choose_precision
+from shapray.network.group import Group
+from shapray.shapley.coalitions import image_seed
+from shapray.shapley.estimators import Estimate, Sampling, estimate
+from shapray.shapley.game import NonFiniteValue
+
+N_SPLITS = 4  # groups whose prepared networks are kept
+
+
+class Scoring(Sampling, Protocol):
+    """What values are asked for; the job file's `score` section is one.
+
+    Attributes:
+        value: name of the value function.
+        seed: of the sampling.
+    """
+
+    @property
+    def value(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Scorer:
+    """One network's groups, prepared when they are asked for and kept while they may be again.
+
+    Args:
+        model: in eval mode, float32, on the CPU.
+        groups: those that may be asked for.
+        example: (1, channels, height, width).
+        device: where coalitions are evaluated.
+        memory: bytes that bound batches and tables.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        example: Tensor,
+        device: str | torch.device,
+        memory: int,
+    ) -> None:
+        self.model, self.example, self.memory = model, example, memory
+        self.device = torch.device(device)
+        self.groups = {group.name: group for group in groups}
+        self._splits: OrderedDict[tuple[str, str], NetworkSplit] = OrderedDict()
+
+    @functools.cached_property
+    def folded(self) -> nn.Module:
+        return fold(self.model, self.example)
+
+    def choose_precision(self) -> str:
+        """float32 or bfloat16, by measuring on this device."""
+        groups = list(self.groups.values())
+        return choose_precision(self.folded, groups, self.example, self.device, self.memory)
+
+    def split(self, group: str, precision: str) -> NetworkSplit:
+        """The network prepared for a group."""
+        key = (group, precision)
+        if key not in self._splits:
+            while len(self._splits) >= N_SPLITS:
+                self._splits.popitem(last=False)
+            self._splits[key] = NetworkSplit(
+                self.folded,
+                self.groups[group],
+                self.example,
+                precision=precision,
+                device=self.device,
+                memory=self.memory,
+            )
+        self._splits.move_to_end(key)
+        return self._splits[key]
+
+
+def score_images(
+    split: NetworkSplit,
+    images: Tensor,
+    labels: Tensor | None,
+    ids: Sequence[str],
+    scoring: Scoring,
+    n_images: int,
+) -> list[Estimate]:
+    """Shapley values of a group's units on every image.
+
+    Args:
+        split: the network prepared for the group.
+        images: (n, channels, height, width) float32, on any device.
+        labels: (n,) int64, or None.
+        ids: of the images; with the seed and the group they name an image's random stream.
+        scoring: value function, estimator, seed.
+        n_images: size of the calibration set that these images are part of.
+    Raises:
+        ValueError: a value is not finite; names group, image and coalition.
+    """
+    group, found = split.group.name, list[Estimate]()
+    at_once = split.images_at_once(scoring.permutations)
+    for first in range(0, len(ids), at_once):
+        here = slice(first, first + at_once)
+        game = split.game(images[here], None if labels is None else labels[here], scoring.value)
+        seeds = [image_seed(scoring.seed, group, image_id) for image_id in ids[here]]
+        try:
+            found += estimate(game, scoring, seeds, n_images)
+        except NonFiniteValue as error:
+            raise ValueError(
+                f"group {group}, image {ids[first + error.image]}: the value is "
+                f"{error.value} with the {len(error.coalition)} units {error.coalition} kept"
+            ) from error
+    return found

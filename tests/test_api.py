@@ -1,0 +1,169 @@
+"""The functions for a notebook: a job's numbers, nothing left behind, words for errors."""
+
+import copy
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny import Bright, local_ray, write_job
+
+import shapray
+from shapray.config import load_job
+from shapray.inputs.images import open_images
+from shapray.inputs.model import build_model
+from shapray.run import main
+
+SETTINGS = {"permutations": 2, "precision": "float32", "progress": False}
+OF_JOB = {"exact_max_players": 6, "images_per_task": 2}  # see `write_job`
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A job's network and images, opened as the job opens them."""
+    path = write_job(tmp_path_factory.mktemp("digits"), score__permutations=2)
+    job = load_job(path)
+    model = build_model(job.model)
+    calibration, evaluation = (
+        open_images(section, job.data.transform, "images")
+        for section in (job.data.calibration, job.data.evaluation)
+    )
+    return path, model, calibration, evaluation
+
+
+def given(images):
+    return images.load(0, len(images)), images.labels
+
+
+def test_its_values_are_those_of_a_job_to_the_bit(digits, tmp_path):
+    path, model, calibration, _ = digits
+    output = f"memory://{tmp_path.name}"
+    assert main([str(path), f"output={output}", "score.precision=float32"]) == 0
+    scores = shapray.score(model, *given(calibration), ids=calibration.ids, **SETTINGS, **OF_JOB)
+    for name, table in {
+        "scores.parquet": scores.scores,
+        "class_scores.parquet": scores.class_scores,
+        "groups.parquet": scores.groups,
+    }.items():
+        with fsspec.open(f"{output}/{name}") as file:
+            assert pq.read_table(file).equals(table), name
+
+
+@pytest.mark.cluster
+def test_workers_on_ray_give_the_same(digits):
+    _, model, calibration, _ = digits
+    with local_ray(2):
+        apart = shapray.score(model, *given(calibration), groups="conv*", workers=2, **SETTINGS)
+    alone = shapray.score(model, *given(calibration), groups="conv*", **SETTINGS)
+    assert apart.images.equals(alone.images)
+    assert apart.scores.equals(alone.scores)
+
+
+def test_from_scores_to_a_smaller_network(digits, capsys):
+    _, model, calibration, evaluation = digits
+    images, labels = given(calibration)
+    before, threads = copy.deepcopy(model.state_dict()), torch.get_num_threads()
+    model.train()
+    try:
+        scores = shapray.score(model, images, labels.tolist(), groups=["conv3", "fc1"], **SETTINGS)
+        cut = shapray.plan(scores, ratio=0.3)
+        small = shapray.prune(model, cut, images[:1])
+        quality = shapray.evaluate(small, *given(evaluation))
+        assert all(module.training for module in model.modules())
+    finally:
+        model.eval()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.get_num_threads() == threads
+    assert capsys.readouterr() == ("", "")
+
+    assert cut.keys() == {"conv3", "fc1"}
+    n_units = scores.scores.num_rows
+    assert sum(map(len, cut.values())) == int(0.3 * n_units)
+    worst = scores.to_pandas().sort_values("mean").head(int(0.3 * n_units))
+    assert {group: sorted(part["unit"]) for group, part in worst.groupby("group")} == {
+        group: units for group, units in cut.items() if units
+    }
+    whole = shapray.evaluate(model, *given(evaluation))
+    assert quality.parameters < whole.parameters
+    assert quality.multiply_adds < whole.multiply_adds
+    assert quality.n_images == len(evaluation)
+    assert 0.5 < quality.top1 <= whole.top1 == pytest.approx(0.99, abs=0.02)
+
+
+def test_without_labels(digits):
+    _, model, calibration, _ = digits
+    images, _ = given(calibration)
+    scores = shapray.score(model, images, groups="conv3", value="neg_kl_divergence", **SETTINGS)
+    assert scores.class_scores.num_rows == 0
+    assert scores.images["label"].null_count == len(images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"permutations": 7}, "^permutations is 7; .* must be even"),
+        ({"permutation": 8}, "^permutation: no such argument; there are value, estimator"),
+        ({"value": "accuracy"}, "^value: expected one of neg_cross_entropy"),
+        ({"groups": "layer*"}, r"^groups: \['layer\*'\] leaves no group to score"),
+        ({"estimator": "exact", "groups": "conv2"}, "^estimator: exact, but group conv2 has"),
+        ({"device": "cuda"}, "^device: 'cuda' asked for.* no GPU"),
+        ({"ids": ["one"]}, "^ids: 1, 1 of them different, for "),
+        ({"labels": None}, "^labels: None, and the value neg_cross_entropy needs them"),
+        ({"labels": [1, 2]}, r"^labels: shape \(2,\) for "),
+        ({"labels": torch.full((20,), 10)}, "^labels: image '0' has label 10; .* 0..9"),
+        ({"labels": torch.full((20,), -1)}, "^labels: -1 is among them"),
+        ({"labels": torch.zeros(20)}, "^labels: their type is torch.float32; integers"),
+        ({"images": torch.zeros(20, 8, 8)}, r"^images: a tensor \(n, .* found shape \(20, 8, 8\)"),
+        ({"images": torch.zeros(20, 1, 8, 8).byte()}, "^images: their type is torch.uint8"),
+        (
+            {"images": np.full((20, 1, 8, 8), np.nan)},
+            "^images: number 0 holds values .* not finite",
+        ),
+        ({"images": torch.zeros(20, 3, 8, 8)}, r"^model: RuntimeError: Given groups=1.*in conv1"),
+        ({"model": "resnet"}, "^model: a torch.nn.Module is needed, found a str"),
+        (
+            {"model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(1))},
+            "^model: .* logits",
+        ),
+    ],
+)
+def test_errors_name_arguments(digits, changes, message):
+    _, model, calibration, _ = digits
+    images, labels = given(calibration)
+    arguments = {
+        "model": model,
+        "images": images[:20],
+        "labels": labels[:20],
+        **SETTINGS,
+        **changes,
+    }
+    with pytest.raises(ValueError, match=message) as raised:
+        shapray.score(**arguments)
+    assert not any(f"{section}." in str(raised.value) for section in ("score", "cluster", "data"))
+
+
+def test_errors_of_the_other_functions(digits):
+    _, model, calibration, _ = digits
+    images, labels = given(calibration)
+    scores = shapray.score(model, images, labels, groups="conv3", **SETTINGS)
+    for call, message in {
+        lambda: shapray.plan(scores, ratio=1.5): "^ratio: expected a number from 0 to below 1 .*1.5",
+        lambda: shapray.plan(scores, rank_by="size"): "^rank_by: .*mean_abs",
+        lambda: shapray.prune(model, {"conv9": [0]}, images[:1]): "^cut: group 'conv9'",
+        lambda: shapray.prune(
+            model, {"conv3": [99]}, images[:1]
+        ): r"^cut: group 'conv3'.*\[0, 16\)",
+        lambda: shapray.prune(model, {"conv3": [0]}, images[0]): "^example: one image",
+        lambda: shapray.evaluate(model, images, None): "^labels: None",
+        lambda: shapray.evaluate(model, images, labels + 9): "^labels: image '.*0..9",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_value_that_is_no_number_is_an_error_of_the_scoring():
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 10
+    images[6] = 1.0
+    with pytest.raises(RuntimeError, match=r"(?s)group first, image 6: the value is (nan|-?inf)"):
+        shapray.score(Bright(30.0), images, [0] * 8, **SETTINGS)
