@@ -1,5 +1,38 @@
-"""What holds for every test."""
+"""What holds for every test, and the Ray that tests share."""
 
+import pytest
+import ray
 import torch
+from tiny import start_ray
+
+from shapray.storage.run_directory import RunDirectory
 
 torch.set_num_threads(1)  # the networks are tiny: threads only get into each other's way
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ray_ends_with_the_tests():
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def shared_ray():
+    """A Ray of 3 CPUs in this process: the first module that needs one starts it, and leaves it
+    to the next."""
+    if not ray.is_initialized():
+        start_ray(num_cpus=3)
+
+
+@pytest.fixture(scope="module")
+def no_ray():
+    """This process has no Ray, before or after: for tests with one of their own."""
+    ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """A run's worker is this process, as with ``memory://``, though its files are in a folder."""
+    monkeypatch.setattr(RunDirectory, "shared", False)

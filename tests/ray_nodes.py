@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 from ray.util import get_node_ip_address
-from tiny import PYTHONPATH, REPOSITORY
+from tiny import ENVIRONMENT, REPOSITORY
 
 RAY = str(Path(sys.executable).with_name("ray"))
 AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -111,7 +111,7 @@ def ray_head(*arguments: str) -> Iterator[Head]:
 def environment() -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return inherited | {"PATH": path, "PYTHONPATH": PYTHONPATH} | AUTHENTICATION
+    return inherited | {"PATH": path} | ENVIRONMENT | AUTHENTICATION
 
 
 def free_ports(n: int) -> list[int]:

@@ -9,8 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,7 +23,11 @@ from torch import nn
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "jobs" / "data" / "digits.parquet"
-PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])  # of workers
+# Of Ray's processes: the test modules are found, and what else the machine does is not done first.
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
+    "RAY_worker_niceness": "0",
+}
 TABLES = ("groups.parquet", "scores.parquet", "class_scores.parquet", "prune/curve.parquet")
 
 
@@ -129,11 +132,11 @@ def image_folder(folder: Path) -> Path:
     return folder / "images"
 
 
-@contextmanager
-def local_ray(num_cpus: int) -> Iterator[None]:
-    """A Ray started by this process, whose workers find this module."""
+def start_ray(num_cpus: int, **options) -> None:
+    """A Ray of this process, whose workers find the test modules."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PYTHONPATH)
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
         ray.init(
             "local",
             num_cpus=num_cpus,
@@ -142,9 +145,8 @@ def local_ray(num_cpus: int) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=100 * 2**20,
+            **options,
         )
-    yield
-    ray.shutdown()
 
 
 def start(job: Path, *overrides: str, **environment: str) -> subprocess.Popen:
@@ -152,7 +154,7 @@ def start(job: Path, *overrides: str, **environment: str) -> subprocess.Popen:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-m", "shapray.run", str(job), *overrides],
-        env=inherited | {"PYTHONPATH": PYTHONPATH} | environment,
+        env=inherited | ENVIRONMENT | environment,
         cwd=job.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,7 +1,6 @@
 """What Prometheus would read from a node while a run's driver is alive."""
 
 import json
-import logging
 import re
 import socket
 import threading
@@ -10,7 +9,7 @@ import urllib.request
 
 import pytest
 import ray
-from tiny import PYTHONPATH, write_job
+from tiny import start_ray, write_job
 
 from shapray.cluster.metrics import NAMES
 from shapray.cluster.ray_pool import RayPool
@@ -22,26 +21,14 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def endpoint():
+def endpoint(no_ray):
     """The address at which a Ray of this process exports its metrics."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PYTHONPATH)
-        ray.init(
-            "local",
-            num_cpus=2,
-            num_gpus=0,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 2**20,
-            _metrics_export_port=port,
-            _system_config={"metrics_report_interval_ms": 500},
-        )
-        yield f"http://{ray.util.get_node_ip_address()}:{port}/metrics"
-        ray.shutdown()
+    often = {"metrics_report_interval_ms": 500}
+    start_ray(num_cpus=2, _metrics_export_port=port, _system_config=often)
+    return f"http://{ray.util.get_node_ip_address()}:{port}/metrics"
 
 
 def scrape(endpoint):
@@ -80,7 +67,7 @@ def test_a_runs_metrics_are_exported(endpoint, tmp_path):
     scrape_until(endpoint, ("shapray_workers", None), 0)  # the run is over
 
 
-def test_the_record_tells_while_tasks_are_done(endpoint, tmp_path, monkeypatch):
+def test_the_record_tells_while_tasks_are_done(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "REFRESH_SECONDS", 0.05)
     job, path, seen = write_job(tmp_path), tmp_path / "out" / "run.json", []
     over = threading.Event()

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster as Nodes
-from tiny import PYTHONPATH
+from tiny import ENVIRONMENT
 
 from shapray.cluster.needs import n_fitting
 from shapray.cluster.pool import Counts
@@ -68,9 +68,10 @@ class Witness:
 
 
 @pytest.fixture
-def nodes(monkeypatch):
+def nodes(no_ray, monkeypatch):
     """A cluster whose only node, the head, has no room for a worker."""
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": STORE}
     nodes = Nodes(initialize_head=True, head_node_args=head)
     ray.init(nodes.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -179,9 +180,10 @@ def autoscaling(folder: Path, port: int) -> dict:
 
 
 @pytest.fixture
-def autoscaled(monkeypatch):
+def autoscaled(no_ray, monkeypatch):
     """A cluster without any node for workers, and an autoscaler that adds nodes of 2 CPUs."""
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     folder = Path(tempfile.mkdtemp(prefix="r-"))  # sockets need a short path
     with socket.socket() as free:
         free.bind(("", 0))

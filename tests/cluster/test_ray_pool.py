@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny import local_ray
 
 from shapray.cluster.local_pool import LocalPool
 from shapray.cluster.ray_pool import MAX_DEATHS, RayPool
@@ -16,7 +15,7 @@ from shapray.cluster.start import open_pool
 from shapray.config import Cluster
 from shapray.errors import JobError, StorageError
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,8 @@ def unwilling(device):
     raise JobError("model.factory: cannot import module 'nowhere'")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with local_ray(num_cpus=3):
-        yield
-
-
 @pytest.fixture(scope="module")
-def pool(cluster):
+def pool(shared_ray):
     """Two workers; the third CPU is for tests that need a worker of their own."""
     pool = RayPool(Scribe, Cluster(workers=2))
     yield pool

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import local_ray, write_job
+from tiny import write_job
 
 from shapray.cluster.needs import workers_here
 from shapray.config import load_job
@@ -175,11 +175,10 @@ def test_workers_of_this_machine_need_their_processors(forecast):
 
 
 @pytest.mark.cluster
-def test_on_a_cluster_its_workers_are_timed_and_counted(tmp_path, monkeypatch):
+def test_on_a_cluster_its_workers_are_timed_and_counted(shared_ray, tmp_path, monkeypatch):
     job = load_job(write_job(tmp_path, cluster__workers="auto", score__groups=["conv3"]))
-    with local_ray(num_cpus=3):
-        monkeypatch.setenv("RAY_ADDRESS", "the one this process has joined")
-        forecast = make_forecast(job, (8,))
+    monkeypatch.setenv("RAY_ADDRESS", "the one this process has joined")
+    forecast = make_forecast(job, (8,))
     assert forecast.n_workers == 3
     assert forecast.where == "this cluster (cpu)"
     assert forecast.survey.n_active.shape == (24, 1)

@@ -1,7 +1,14 @@
 """The tails in bfloat16, and which precision is taken."""
 
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
 import torch
-from cases import assert_near, case, chains, draw
+from cases import Case, assert_near, case, chains, draw
+
+from shapray.engine.network_game import NetworkGame
+from shapray.engine.precision import choose_precision
 
 
 def test_bfloat16_is_near_float32(network):
@@ -28,3 +35,71 @@ def test_a_group_prepared_in_bfloat16_leaves_the_folded_network_in_float32():
     before = network.game(group).outputs(images, coalitions)
     network.game(group, precision="bfloat16").outputs(images, coalitions)
     assert torch.equal(network.game(group).outputs(images, coalitions), before)
+
+
+# --- which one ------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Pretends that a batch in bfloat16 takes so much of the time of one in float32."""
+
+    def __init__(self, share: float, *, slow_moments: tuple[int, ...] = ()) -> None:
+        self.share, self.slow_moments = share, slow_moments
+        self.asked: list[tuple[str, torch.dtype]] = []
+
+    def __call__(self, game: NetworkGame) -> float:
+        slow = 100.0 if len(self.asked) in self.slow_moments else 1.0
+        self.asked.append((game.network.group.name, game.network.dtype))
+        return slow * (self.share if game.network.dtype == torch.bfloat16 else 1.0)
+
+
+def choose(network: Case, names: Sequence[str], *stopwatch: Stopwatch) -> str:
+    groups = [network.group(name) for name in names]
+    return choose_precision(network.folded, groups, network.example, "cpu", 2**31, *stopwatch)
+
+
+LONG_TAILS = ("stem", "block1.conv1")  # of "Residual": both have convolutions
+
+
+@pytest.mark.parametrize(
+    ("share", "chosen"), [(0.5, "bfloat16"), (0.75, "bfloat16"), (0.9, "float32"), (3, "float32")]
+)
+def test_bfloat16_is_chosen_where_it_is_much_faster(share, chosen):
+    assert choose(case("Residual"), LONG_TAILS, Stopwatch(share)) == chosen
+
+
+def test_the_longest_tail_and_a_middle_one_are_measured_in_both_precisions():
+    stopwatch = Stopwatch(1.0)
+    choose(case("Residual"), ("stem", "block1.conv1", "block2.conv1"), stopwatch)
+    measured = Counter(stopwatch.asked)
+    assert set(measured) == {
+        (group, dtype) for group in LONG_TAILS for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert len(set(measured.values())) == 1
+
+
+def test_a_slow_moment_decides_nothing():
+    at_float32, at_bfloat16 = (0, 1), (2, 3)  # the first two games of either
+    for share, moments, chosen in (
+        (0.9, at_float32, "float32"),
+        (0.5, at_bfloat16, "bfloat16"),
+    ):
+        stopwatch = Stopwatch(share, slow_moments=moments)
+        assert choose(case("Residual"), LONG_TAILS, stopwatch) == chosen
+
+
+def test_tails_without_a_convolution_stay_in_float32():
+    """They are bound by memory: a split keeps them in float32 whatever it is asked for."""
+    assert choose(case("digits"), ["fc1"], Stopwatch(0.1)) == "float32"
+
+
+def test_what_is_measured_is_one_of_the_two():
+    assert choose(case("digits"), ["conv1", "conv2"]) in {"float32", "bfloat16"}
+
+
+def test_a_network_that_cannot_be_traced_runs_in_float32():
+    network, stopwatch = case("Residual"), Stopwatch(0.1)
+    untraced = network.model
+    found = choose_precision(untraced, network.groups, network.example, "cpu", 2**31, stopwatch)
+    assert found == "float32"
+    assert stopwatch.asked == []

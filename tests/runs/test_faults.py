@@ -10,29 +10,23 @@ import numpy as np
 import pytest
 import tiny
 from ray_nodes import ray_head
-from tiny import actors, image_folder, local_ray, results, shards, start, wait_for_shards, write_job
+from tiny import actors, image_folder, results, shards, start, wait_for_shards, write_job
 
 from shapray.config import load_job
 from shapray.inputs.images import open_images
 from shapray.run import main
 from shapray.storage.run_directory import RunDirectory
 
-pytestmark = pytest.mark.cluster
-
 LONG = {"score__permutations": 64, "cluster__images_per_task": 1}  # 96 tasks, seconds of work
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with local_ray(num_cpus=2):
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(cluster, tmp_path_factory):
+def finished_long(tmp_path_factory):
     """The run directory of an undisturbed long run."""
     folder = tmp_path_factory.mktemp("finished")
-    assert main([str(write_job(folder, **LONG))]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "shared", False)
+        assert main([str(write_job(folder, **LONG))]) == 0
     return folder / "out"
 
 
@@ -57,8 +51,27 @@ class Meanwhile(threading.Thread):
             raise self.error
 
 
+@pytest.mark.cluster
+def test_killed_workers_leave_no_trace_in_the_tables(shared_ray, finished, tmp_path):
+    killed = []
+
+    def kill() -> None:
+        for n in (2, 6):
+            wait_for_shards(tmp_path / "out", n)
+            process = actors()[0]
+            process.kill()
+            killed.append(process.pid)
+
+    killer = Meanwhile(kill)
+    assert main([str(write_job(tmp_path))]) == 0
+    killer.finish()
+    assert len(set(killed)) == 2
+    assert results(tmp_path / "out") == results(finished)
+
+
 @pytest.mark.slow
-def test_ten_workers_killed_one_after_the_other(finished, tmp_path):
+@pytest.mark.cluster
+def test_ten_workers_killed_one_after_the_other(shared_ray, finished_long, tmp_path):
     killed = set()
 
     def kill() -> None:
@@ -76,11 +89,12 @@ def test_ten_workers_killed_one_after_the_other(finished, tmp_path):
     assert main([str(write_job(tmp_path, **LONG))]) == 0
     killer.finish()
     assert len(killed) == 10
-    assert results(tmp_path / "out") == results(finished)
+    assert results(tmp_path / "out") == results(finished_long)
 
 
 @pytest.mark.slow
-def test_a_node_is_lost_and_another_one_comes(finished, tmp_path):
+@pytest.mark.cluster
+def test_a_node_is_lost_and_another_one_comes(finished_long, tmp_path):
     output, with_gpu = tmp_path / "out", ("--num-cpus=2", "--num-gpus=1")
     job = write_job(tmp_path, **LONG, cluster__workers="auto", cluster__gpus_per_worker=0.5)
     with ray_head("--num-cpus=1", "--num-gpus=0") as head:
@@ -92,12 +106,13 @@ def test_a_node_is_lost_and_another_one_comes(finished, tmp_path):
         with head.another(*with_gpu):  # all other shards are this one's: it has the GPU
             _, message = driver.communicate(timeout=240)
     assert driver.returncode == 0, message
-    assert n_before < len(shards(finished))
-    assert results(output) == results(finished)
+    assert n_before < len(shards(finished_long))
+    assert results(output) == results(finished_long)
 
 
 @pytest.mark.slow
-def test_two_drivers_at_once(finished, tmp_path, capsys):
+@pytest.mark.cluster
+def test_two_drivers_at_once(finished_long, tmp_path, capsys):
     job, output = write_job(tmp_path, **LONG), tmp_path / "out"
     first = start(job)
     wait_for_shards(output, 3, first)
@@ -110,14 +125,15 @@ def test_two_drivers_at_once(finished, tmp_path, capsys):
     assert claim["expires"] in message
     first.send_signal(signal.SIGCONT)
     assert first.wait(120) == 0
-    assert results(output) == results(finished)
+    assert results(output) == results(finished_long)
     assert not (output / "claim.json").exists()
 
 
-def test_an_image_that_breaks_after_planning(tmp_path, capsys):
+def test_an_image_that_breaks_after_planning(in_process, tmp_path, capsys):
     images, output = image_folder(tmp_path), tmp_path / "out"
     section = {"source": "imagefolder", "path": str(images), "limit": 24}
-    job = str(write_job(tmp_path, **LONG, data__calibration=section))
+    one_by_one = {"cluster__images_per_task": 1}
+    job = str(write_job(tmp_path, **one_by_one, data__calibration=section))
     data = load_job(job).data
     chosen = open_images(data.calibration, data.transform, "data.calibration").ids[-1]
     whole = (images / chosen).read_bytes()
@@ -159,3 +175,25 @@ def test_batches_shrink_until_they_fit_into_memory(tmp_path):
     for column in ("mean", "mean_abs", "standard_error"):
         np.testing.assert_allclose(crowded[column], roomy[column], atol=1e-5)
     assert crowded["n_images"].eq(24).all()
+
+
+def test_a_value_that_is_not_finite_sets_its_task_aside(in_process, tmp_path, capsys):
+    job = write_job(tmp_path)
+    data = load_job(job).data
+    images = open_images(data.calibration, data.transform, "data.calibration")
+    brightness = images.load(0, len(images)).sum((1, 2, 3))
+    brightest = int(brightness.argmax())
+    assert brightest >= 4, "the first images are those that groups are checked on"
+    limit = float(brightness.sort().values[-2:].mean())
+
+    job = write_job(tmp_path, model={"factory": "tiny:Bright", "kwargs": {"limit": limit}})
+    assert main([str(job)]) == 3
+    message = capsys.readouterr().err
+    assert message.startswith("shapray: stage score: 1 task failed")
+    assert f"group first, image {images.ids[brightest]}: the value is" in message
+    assert "Traceback" not in message
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["stages"]["score"]["state"] == "failed"
+    assert record["stages"]["aggregate"]["state"] == "waiting"
+    assert "NonFiniteValue" in record["failures"][0]["traceback"]
+    assert len(shards(tmp_path / "out")) == 11  # the other images' stay

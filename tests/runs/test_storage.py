@@ -4,12 +4,13 @@ import re
 import subprocess
 import threading
 from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
 
 import fsspec
 import pytest
 import torch
 from faulty_s3 import BUCKET, QuietServer, faulty_s3
-from tiny import DIGITS, REPOSITORY, image_folder, local_ray, results, shards, start, write_job
+from tiny import DIGITS, REPOSITORY, image_folder, results, shards, start, start_ray, write_job
 
 from shapray.config import Images, Transform
 from shapray.errors import JobError, StorageError
@@ -25,9 +26,15 @@ N_SHARDS = 16
 
 
 @pytest.fixture(scope="module")
-def s3():
-    with faulty_s3() as server, local_ray(num_cpus=2):
+def s3(no_ray):
+    with faulty_s3() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def ray_on_s3(s3):
+    """A Ray whose workers have the server's address and credentials."""
+    start_ray(num_cpus=2)
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +47,16 @@ def healthy(request):
 
 
 @pytest.fixture(scope="module")
-def finished(s3, tmp_path_factory):
+def finished_few(tmp_path_factory):
     """The run directory of an undisturbed local run."""
     folder = tmp_path_factory.mktemp("finished")
-    assert main([str(write_job(folder, **FEW))]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "shared", False)
+        assert main([str(write_job(folder, **FEW))]) == 0
     return folder / "out"
 
 
-def same_results(output: str, finished) -> bool:
+def same_results(output: str, finished: Path) -> bool:
     """Tables, shards and weights at an S3 URL are those of a local run, and nothing else is."""
     fs, root = fsspec.url_to_fs(output)
     fs.invalidate_cache()
@@ -82,7 +91,7 @@ def one_message(shown: str) -> str:
     return message
 
 
-def test_a_fifth_of_the_requests_refused_and_nothing_is_lost(s3, finished, tmp_path):
+def test_a_fifth_of_the_requests_refused_and_nothing_is_lost(s3, ray_on_s3, finished_few, tmp_path):
     fs = fsspec.filesystem("s3")
     weights = REPOSITORY / "jobs/data/digits_cnn.safetensors"
     fs.pipe_file(f"{BUCKET}/digits.parquet", DIGITS.read_bytes())
@@ -101,7 +110,7 @@ def test_a_fifth_of_the_requests_refused_and_nothing_is_lost(s3, finished, tmp_p
     assert main([str(job)]) == 0
     s3.share_refused = 0.0
     assert s3.n_refused - before > 8
-    assert same_results(f"s3://{BUCKET}/slow", finished)
+    assert same_results(f"s3://{BUCKET}/slow", finished_few)
     record = RunDirectory(f"s3://{BUCKET}/slow").read("run.json")
     assert b"sEcReT" not in record
     assert b"AKIATEST" not in record
@@ -120,7 +129,9 @@ def test_a_folder_of_images_with_requests_refused(s3, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_bucket_that_turns_read_only_keeps_what_was_done(s3, finished, tmp_path, capsys):
+def test_a_bucket_that_turns_read_only_keeps_what_was_done(
+    s3, ray_on_s3, finished_few, tmp_path, capsys
+):
     output = f"s3://{BUCKET}/readonly"
     job = write_job(tmp_path, **FEW, output=output)
     s3.shards_allowed = 9
@@ -135,7 +146,7 @@ def test_a_bucket_that_turns_read_only_keeps_what_was_done(s3, finished, tmp_pat
     assert n_done == 9
     assert main([str(job)]) == 0
     assert f"{n_done} of {N_SHARDS} shards are there already" in capsys.readouterr().out
-    assert same_results(output, finished)
+    assert same_results(output, finished_few)
 
 
 @pytest.mark.parametrize("where", ["the bucket is read-only", "no such bucket", "no credentials"])
@@ -200,7 +211,7 @@ def test_what_does_not_fit_on_the_disk_leaves_nothing_behind(small_disk):
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["fits"]
 
 
-def test_a_full_disk_keeps_what_was_done(s3, finished, tmp_path, capsys, small_disk):
+def test_a_full_disk_keeps_what_was_done(in_process, finished_few, tmp_path, capsys, small_disk):
     folder, resize = small_disk
     job = str(write_job(tmp_path, **FEW, output=str(folder / "out")))
     assert main([job]) == 3
@@ -213,7 +224,7 @@ def test_a_full_disk_keeps_what_was_done(s3, finished, tmp_path, capsys, small_d
     assert main([job]) == 0
     assert re.search(rf"\d+ of {N_SHARDS} shards are there already", capsys.readouterr().out)
     assert before.items() <= shards(folder / "out").items()  # none was computed again
-    assert results(folder / "out") == results(finished)
+    assert results(folder / "out") == results(finished_few)
 
 
 def test_a_server_that_stumbles_is_asked_again(tmp_path):
