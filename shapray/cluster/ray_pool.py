@@ -1,8 +1,9 @@
 """Workers on a Ray cluster: actors placed by resource, few tasks in flight, deaths survived.
 
 The driver hands out tasks and reads receipts; nothing large passes through it. A worker that dies
-is replaced (`MAX_DEATHS` says how often) and its tasks go elsewhere. An error of the task itself is tried once more, on another
-worker where there is one, then set aside with its traceback while the rest goes on.
+is replaced (`MAX_DEATHS` says how often) and its tasks go elsewhere. An error of the task itself is
+tried once more, on another worker where there is one, then set aside with its traceback while the
+rest goes on.
 """
 
 import contextlib
