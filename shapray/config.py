@@ -156,7 +156,8 @@ class Score(_Section):
 
 
 class Cluster(_Section):
-    """Who computes: one worker per Ray actor."""
+    """Who computes: one worker per Ray actor. `grows`: the Ray cluster adds nodes when workers
+    wait for one."""
 
     workers: PositiveInt | Literal["auto"] = "auto"
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
@@ -164,6 +165,7 @@ class Cluster(_Section):
     images_per_task: PositiveInt = 16
     memory_per_worker: Bytes = 2 * 2**30
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    grows: bool | Literal["auto"] = "auto"
 
 
 class Prune(_Section):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
+from shapray.cluster.metrics import NAMES
 from shapray.config import load_job
 
 ROOT = Path(__file__).parent.parent
@@ -211,14 +212,11 @@ def test_the_image_copies_what_exists_and_runs_as_a_plain_user() -> None:
 
 
 def test_the_dashboard_shows_the_metrics_that_are_there() -> None:
-    metrics = pytest.importorskip("shapray.metrics", reason="no metrics in this version")
     dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     shown = set(re.findall(r"\bray_(shapray_\w+)", " ".join(expressions)))
     # Ray adds _total to the names of counters.
-    assert {
-        name if name in metrics.NAMES else name.removesuffix("_total") for name in shown
-    } == set(metrics.NAMES)
+    assert {name if name in NAMES else name.removesuffix("_total") for name in shown} == set(NAMES)
 
 
 def test_the_dashboard_takes_its_data_source_from_a_variable() -> None:

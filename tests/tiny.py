@@ -24,7 +24,8 @@ from torch import nn
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "jobs" / "data" / "digits.parquet"
-PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+_TESTS = REPOSITORY / "tests"
+PYTHONPATH = os.pathsep.join(map(str, (REPOSITORY, _TESTS, *sorted(_TESTS.glob("[a-z]*/")))))
 TABLES = ("groups.parquet", "scores.parquet", "class_scores.parquet", "prune/curve.parquet")
 
 
