@@ -123,6 +123,7 @@ def test_the_job_in_the_config_map_is_a_job_and_is_where_the_entrypoint_looks(
     (tmp_path / file).write_text(found["ConfigMap"]["data"][file])
     job = load_job(tmp_path / file)
     assert job.output.startswith("s3://")
+    assert job.cluster.grows is cluster_spec("rayjob.yaml")["enableInTreeAutoscaling"]
     (group,) = cluster_spec("rayjob.yaml")["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert job.cluster.gpus_per_worker <= int(limits["nvidia.com/gpu"])
@@ -184,6 +185,13 @@ def test_launcher_file_copies_what_it_installs(name: str) -> None:
         assert there == f"/home/ray/shapray/{here}"
     (install,) = [each for each in config["setup_commands"] if "pip install" in each]
     assert re.search(r"'/home/ray/shapray\[(s3|gcs)\]'$", install)
+
+
+def test_jobs_are_told_that_these_clusters_grow() -> None:
+    text = (DEPLOY / "README.md").read_text().replace("\\\n", "")
+    submitted = re.findall(r"^.*ray job submit --address.*$", text, re.MULTILINE)
+    assert len(submitted) == 3
+    assert all("cluster.grows=true" in command for command in submitted)
 
 
 # --- image -----------------------------------------------------------------------------------

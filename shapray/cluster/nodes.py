@@ -21,6 +21,6 @@ def seems_to_grow() -> bool:
     """Whether the cluster's nodes come in groups, as those do that KubeRay or ``ray up`` starts.
 
     Such a cluster usually adds nodes when something waits for one. Ray has no public question for
-    that, and before 2.50 fewer labels, so this is a guess: `cluster.grows` is the last word.
+    that, and before 2.50 no such label, so this is a guess: `cluster.grows` is the last word.
     """
     return any(_GROUP in node.get("Labels", {}) for node in ray.nodes() if node["Alive"])
