@@ -56,6 +56,7 @@ def probe(model: nn.Module, images: Tensor) -> int:
             "it is a TorchScript network, whose channels cannot be followed or cut; give the "
             "nn.Module that it was made from"
         )
+    _forward(model, images[:1])  # if it fails, its words are about one image
     outputs = _forward(model, images)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
         raise NetworkError(
