@@ -37,7 +37,7 @@ class FaultyS3:
             if method in {"PUT", "DELETE"} and self.shards_allowed is not None:
                 if self.shards_allowed == 0:
                     return DENIED
-                self.shards_allowed -= "/shards/" in path
+                self.shards_allowed -= "/images-" in path
         return None
 
 

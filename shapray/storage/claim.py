@@ -118,9 +118,10 @@ class Claim:
             )
         return JobError(
             f"output: {self.store.shown} is being worked on by another driver, process "
-            f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}; it renews "
-            f"its claim ({CLAIM}) every {RENEW_SECONDS:.0f} s, last at {holder.get('renewed')} by "
-            "its host's clock. Wait for it, or stop it and give the same command again"
+            f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}; its claim "
+            f"({CLAIM}) expires at {holder.get('expires')} by that host's clock, unless it is "
+            f"renewed as every {RENEW_SECONDS:.0f} s. Wait for it, or stop it and give the same "
+            "command again"
         )
 
     def _keep_fresh(self) -> None:

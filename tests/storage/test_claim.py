@@ -68,7 +68,7 @@ def test_a_second_driver_is_told_of_the_first(store, hasty):
         with pytest.raises(JobError) as refused, claimed(store):
             pytest.fail("two drivers at once")
         content = store.read_json(CLAIM)
-        for part in (f"process {os.getpid()} on {content['host']}", content["since"], "renews"):
+        for part in (f"process {os.getpid()} on {content['host']}", content["since"], "expires at"):
             assert part in str(refused.value)
         first.check()  # nothing happened to it
     with claimed(store):
