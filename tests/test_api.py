@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import Bright, local_ray, write_job
+from tiny import Bright, write_job
 
 import shapray
 from shapray.config import load_job
@@ -51,10 +51,9 @@ def test_its_values_are_those_of_a_job_to_the_bit(digits, tmp_path):
 
 
 @pytest.mark.cluster
-def test_workers_on_ray_give_the_same(digits):
+def test_workers_on_ray_give_the_same(shared_ray, digits):
     _, model, calibration, _ = digits
-    with local_ray(2):
-        apart = shapray.score(model, *given(calibration), groups="conv*", workers=2, **SETTINGS)
+    apart = shapray.score(model, *given(calibration), groups="conv*", workers=2, **SETTINGS)
     alone = shapray.score(model, *given(calibration), groups="conv*", **SETTINGS)
     assert apart.images.equals(alone.images)
     assert apart.scores.equals(alone.scores)
@@ -148,7 +147,9 @@ def test_errors_of_the_other_functions(digits):
     images, labels = given(calibration)
     scores = shapray.score(model, images, labels, groups="conv3", **SETTINGS)
     for call, message in {
-        lambda: shapray.plan(scores, ratio=1.5): "^ratio: expected a number from 0 to below 1 .*1.5",
+        lambda: shapray.plan(
+            scores, ratio=1.5
+        ): "^ratio: expected a number from 0 to below 1 .*1.5",
         lambda: shapray.plan(scores, rank_by="size"): "^rank_by: .*mean_abs",
         lambda: shapray.prune(model, {"conv9": [0]}, images[:1]): "^cut: group 'conv9'",
         lambda: shapray.prune(
