@@ -36,7 +36,7 @@ from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
 from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
-from shapray.engine.check import choose_groups
+from shapray.engine.choose import choose_groups
 from shapray.inputs.images import check_labels
 from shapray.network.consumers import count_active
 from shapray.network.find import find_groups

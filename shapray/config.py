@@ -147,7 +147,8 @@ class Score(_Section):
 
 
 class Cluster(_Section):
-    """Who computes: one worker per Ray actor."""
+    """Who computes: one worker per Ray actor. `grows`: the Ray cluster adds nodes when workers
+    wait for one."""
 
     workers: Annotated[int | Literal["auto"], whole(1, 2**16, or_auto=True)] = "auto"
     gpus_per_worker: Gpus = "auto"
@@ -155,6 +156,7 @@ class Cluster(_Section):
     images_per_task: Count = 16
     memory_per_worker: WorkerMemory = 2 * 2**30
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    grows: bool | Literal["auto"] = "auto"
 
 
 class Prune(_Section):

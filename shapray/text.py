@@ -1,6 +1,9 @@
 """Numbers and errors in words, for messages."""
 
 import math
+from collections.abc import Sequence
+
+N_NAMED = 4  # in a message, before "and n more"
 
 
 def one_line(error: Exception) -> str:
@@ -23,3 +26,9 @@ def size(n_bytes: int) -> str:
     """``12 kB``, ``3.4 MB``."""
     power = min(4, int(math.log10(max(1, n_bytes))) // 3)
     return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def some(names: Sequence[object]) -> str:
+    """The first few, and how many more there are."""
+    shown = ", ".join(map(str, names[:N_NAMED]))
+    return shown + (f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else "")

@@ -9,8 +9,8 @@ from tiny import REPOSITORY
 from torch import Tensor, nn
 
 from shapray.config import Images, Model, Transform
-from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkGame, NetworkSplit
+from shapray.engine.trace import fold
 from shapray.inputs.images import open_images
 from shapray.inputs.model import build_model
 from shapray.network.check import check_group

@@ -59,6 +59,7 @@ class Head:
     node: Node
     address: str
     dashboard: str
+    client: int  # port for Ray's client
 
     @property
     def joined(self) -> dict[str, str]:
@@ -97,7 +98,7 @@ def ray_head(*arguments: str) -> Iterator[Head]:
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
         *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
     )
-    head = Head(node, f"{get_node_ip_address()}:{port}", f"http://127.0.0.1:{dashboard}")
+    head = Head(node, f"{get_node_ip_address()}:{port}", f"http://127.0.0.1:{dashboard}", client)
     try:
         until = time.monotonic() + 120
         while head.job("list", cwd=REPOSITORY).returncode:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
+from shapray.cluster.metrics import NAMES
 from shapray.config import load_job
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +123,7 @@ def test_the_job_in_the_config_map_is_a_job_and_is_where_the_entrypoint_looks(
     (tmp_path / file).write_text(found["ConfigMap"]["data"][file])
     job = load_job(tmp_path / file)
     assert job.output.startswith("s3://")
+    assert job.cluster.grows is cluster_spec("rayjob.yaml")["enableInTreeAutoscaling"]
     (group,) = cluster_spec("rayjob.yaml")["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert job.cluster.gpus_per_worker <= int(limits["nvidia.com/gpu"])
@@ -185,6 +187,13 @@ def test_launcher_file_copies_what_it_installs(name: str) -> None:
     assert re.search(r"'/home/ray/shapray\[(s3|gcs)\]'$", install)
 
 
+def test_jobs_are_told_that_these_clusters_grow() -> None:
+    text = (DEPLOY / "README.md").read_text().replace("\\\n", "")
+    submitted = re.findall(r"^.*ray job submit --address.*$", text, re.MULTILINE)
+    assert len(submitted) == 3
+    assert all("cluster.grows=true" in command for command in submitted)
+
+
 # --- image -----------------------------------------------------------------------------------
 
 
@@ -211,14 +220,11 @@ def test_the_image_copies_what_exists_and_runs_as_a_plain_user() -> None:
 
 
 def test_the_dashboard_shows_the_metrics_that_are_there() -> None:
-    metrics = pytest.importorskip("shapray.metrics", reason="no metrics in this version")
     dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     shown = set(re.findall(r"\bray_(shapray_\w+)", " ".join(expressions)))
     # Ray adds _total to the names of counters.
-    assert {
-        name if name in metrics.NAMES else name.removesuffix("_total") for name in shown
-    } == set(metrics.NAMES)
+    assert {name if name in NAMES else name.removesuffix("_total") for name in shown} == set(NAMES)
 
 
 def test_the_dashboard_takes_its_data_source_from_a_variable() -> None:

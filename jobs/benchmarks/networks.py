@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from shapray.config import Images, Model, Transform
-from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkGame, NetworkSplit
+from shapray.engine.trace import fold
 from shapray.inputs.digest import digest, weights_digest
 from shapray.inputs.images import open_images
 from shapray.inputs.model import build_model

@@ -5,17 +5,9 @@ from typing import Any
 
 import torch
 
+from shapray.cluster.attempt import Trouble, attempt
 from shapray.cluster.needs import worker_needs
-from shapray.cluster.pool import (
-    Counts,
-    Failure,
-    Task,
-    Trouble,
-    attempt,
-    costly_first,
-    ignore,
-    set_aside,
-)
+from shapray.cluster.pool import Counts, Failure, Task, costly_first, ignore, set_aside
 from shapray.config import Cluster
 from shapray.errors import StorageError
 
@@ -27,14 +19,17 @@ class LocalPool:
         make: device -> worker.
         cluster: which device; the rest is for more than one worker.
     Raises:
-        JobError: a GPU was asked for and there is none.
+        JobError: a GPU was asked for and there is none, or the worker cannot be made.
     """
 
     on_ray = False
 
     def __init__(self, make: Callable[[str], Any], cluster: Cluster) -> None:
         self.device, _ = worker_needs(cluster, torch.cuda.is_available(), "this machine")
-        self.worker = make(self.device)
+        made = attempt(make, self.device)
+        if isinstance(made, Trouble):
+            raise made.not_set_up()
+        self.worker = made
 
     @property
     def description(self) -> str:
@@ -50,7 +45,7 @@ class LocalPool:
         failures: list[Failure] = []
         counts = Counts(n_workers=1)
         for task in costly_first(tasks):
-            result = attempt(self.worker, method, task)
+            result = attempt(getattr(self.worker, method), task)
             if not isinstance(result, Trouble):
                 on_receipt(result)
                 counts.n_done += 1

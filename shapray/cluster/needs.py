@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -10,6 +10,8 @@ from shapray.config import Cluster
 from shapray.errors import JobError
 
 Resources = Mapping[str, float]
+
+_KEYS = {"CPU": "cluster.cpus_per_worker", "GPU": "cluster.gpus_per_worker"}
 
 
 def worker_needs(cluster: Cluster, has_gpu: bool, where: str) -> tuple[str, Resources]:
@@ -53,6 +55,12 @@ def n_fitting(node: Resources, needs: Resources) -> int:
         elif need:
             rooms.append(int(node.get(key, 0) // need))
     return min(rooms)
+
+
+def lacking(nodes: Sequence[Resources], needs: Resources) -> list[str]:
+    """The job's keys that ask for more than any node has; all, if no node has it all at once."""
+    most = {key: max((node.get(key, 0) for node in nodes), default=0) for key in needs}
+    return [_KEYS[key] for key in needs if needs[key] > most[key]] or list(_KEYS.values())
 
 
 def in_words(amounts: Resources) -> str:

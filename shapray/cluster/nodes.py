@@ -1,45 +1,10 @@
-"""A Ray cluster: joining it, and what it has room for, now and, if it grows, later."""
-
-import json
-import logging
-import os
-import time
+"""What a Ray cluster has room for, now and, if it grows, later."""
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_get
 
 from shapray.cluster.needs import Resources, n_fitting
-from shapray.errors import JobError
 
-# Where both generations of Ray's autoscaler leave their traces; Ray has no public question for it.
-_STATUS = b"__autoscaling_status"
-_SECOND_GENERATION = (b"__autoscaler_v2_enabled", b"__autoscaler")
-STATUS_SECONDS = 6.0  # after which an autoscaler has written one
-
-
-def connect() -> None:
-    """Join the cluster that ``RAY_ADDRESS`` names, or start one on this machine.
-
-    Raises:
-        JobError: no cluster answers there.
-    """
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    try:
-        if address == "local":
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # Not shown: what workers print; their errors come back with the tasks.
-            ray.init(
-                address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-            )
-        else:
-            ray.init(address, logging_level=logging.WARNING)
-    except Exception as error:  # an address, a port, a token: Ray raises many kinds
-        raise JobError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); unset it to compute on "
-            "this machine"
-            if address != "local"
-            else f"Ray cannot start on this machine: {error}"
-        ) from error
+_GROUP = "ray.io/node-group"  # a label that Ray itself gives
 
 
 def nodes() -> list[Resources]:
@@ -52,19 +17,10 @@ def capacity(needs: Resources) -> int:
     return sum(n_fitting(node, needs) for node in nodes())
 
 
-def autoscales() -> bool:
-    """Whether an autoscaler adds nodes to the cluster when something waits for one.
+def seems_to_grow() -> bool:
+    """Whether the cluster's nodes come in groups, as those do that KubeRay or ``ray up`` starts.
 
-    Every cluster has one, but where none was asked for it only mirrors the nodes there are, each
-    as a type of its own, named after the node.
+    Such a cluster usually adds nodes when something waits for one. Ray has no public question for
+    that, and before 2.50 no such label, so this is a guess: `cluster.grows` is the last word.
     """
-    key, namespace = _SECOND_GENERATION
-    if _internal_kv_get(key, namespace=namespace) == b"1":
-        return True
-    until = time.monotonic() + STATUS_SECONDS
-    while True:
-        status = json.loads(_internal_kv_get(_STATUS) or b"{}")
-        types = status.get("autoscaler_report", {}).get("node_type_mapping")
-        if types or time.monotonic() > until:
-            return any(name != f"node_{node}" for node, name in (types or {}).items())
-        time.sleep(0.2)
+    return any(_GROUP in node.get("Labels", {}) for node in ray.nodes() if node["Alive"])

@@ -1,16 +1,13 @@
 """Workers as the stages see them: tasks in, results and failures out."""
 
 import logging
-import platform
-import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Protocol
 
+from shapray.cluster.attempt import Trouble
 from shapray.credentials import without_credentials
-from shapray.errors import JobError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -40,52 +37,8 @@ class Counts:
     n_workers: int = 0  # that are set up
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """An exception of a task, in plain strings: the class may not exist where it is read."""
-
-    kind: str  # "job", "storage" or "task"
-    message: str
-    traceback: str
-
-
-def attempt(worker: Any, method: str, task: Any) -> Any:
-    try:
-        return getattr(worker, method)(task)
-    except JobError as error:
-        return Trouble("job", str(error), traceback.format_exc())
-    except StorageError as error:
-        return Trouble("storage", str(error), traceback.format_exc())
-    except Exception as error:  # set aside with its traceback
-        return Trouble("task", f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
 def ignore(counts: Counts) -> None:
     """For who does not want to know."""
-
-
-class Host:
-    """Holds one worker in a process of its own.
-
-    It is made in a call of its own, so that what goes wrong there reaches the driver.
-    """
-
-    def prepare(self, make: Callable[[str], Any], device: str) -> Trouble | str:
-        """Returns the name of the machine."""
-        try:
-            self.worker = make(device)
-        except Exception as error:  # reaches the user as a message
-            return Trouble("job", f"{type(error).__name__}: {error}", traceback.format_exc())
-        return platform.node()
-
-    def call(self, method: str, tasks: Sequence[Any]) -> tuple[list[Any], float]:
-        """Results and how long they took; those after the first trouble are not there."""
-        start, results = time.monotonic(), []
-        for task in tasks:
-            results.append(attempt(self.worker, method, task))
-            if isinstance(results[-1], Trouble):
-                break
-        return results, time.monotonic() - start
 
 
 class Pool(Protocol):

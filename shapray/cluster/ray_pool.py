@@ -1,34 +1,45 @@
 """Workers on a Ray cluster: actors placed by resource, few tasks in flight, deaths survived.
 
 The driver hands out tasks and reads receipts; nothing large passes through it. A worker that dies
-is replaced and its tasks go elsewhere. An error of the task itself is tried once more, on another
-worker where there is one, then set aside with its traceback while the rest goes on.
+is replaced (`MAX_DEATHS` says how often) and its tasks go elsewhere. An error of the task itself is
+tried once more, on another worker where there is one, then set aside with its traceback while the
+rest goes on.
 """
 
-import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import ray
+from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
+from shapray.cluster.attempt import Trouble
 from shapray.cluster.backlog import Backlog, Entry
-from shapray.cluster.needs import in_words, worker_needs
-from shapray.cluster.nodes import autoscales, capacity, connect, nodes
-from shapray.cluster.pool import Counts, Failure, Host, Task, Trouble, ignore, set_aside
+from shapray.cluster.host import Host
+from shapray.cluster.needs import in_words, lacking, worker_needs
+from shapray.cluster.nodes import capacity, nodes, seems_to_grow
+from shapray.cluster.pool import Counts, Failure, Task, ignore, set_aside
 from shapray.config import Cluster
 from shapray.credentials import without_credentials
 from shapray.errors import ClusterError, JobError, StorageError
+from shapray.text import one_line
 
 MAX_ATTEMPTS = 2  # of a task that raises
 MAX_DEATHS = 6  # workers that may die on one task, or one after the other while they start
 AHEAD, MOST_AHEAD = 4, 64  # workers that wait for a node, so that an autoscaler adds some
 LOOK_SECONDS = 5.0  # how often a changed cluster is noticed
 COMPLAIN_SECONDS = 30.0  # without any worker
+
+_DOUBT = {
+    True: "; if this cluster adds no nodes, set cluster.grows: false",
+    False: "; if this cluster adds nodes when they are needed, set cluster.grows: true",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +75,8 @@ class RayPool:
         make: device -> worker; sent to the cluster once.
         cluster: the job's section.
     Raises:
-        JobError: the cluster cannot hold a single worker, and does not grow.
+        JobError: the cluster cannot hold a single worker and does not grow, or what a worker
+            needs cannot be pickled.
     """
 
     on_ray = True
@@ -74,26 +86,28 @@ class RayPool:
         has_gpu = any(node.get("GPU", 0) for node in nodes())
         self.device, self.needs = worker_needs(cluster, has_gpu, "the cluster")
         self.capacity = capacity(self.needs)
-        self.grows = autoscales()
+        guessed = cluster.grows == "auto"
+        self.grows = seems_to_grow() if guessed else bool(cluster.grows)
+        self.doubt = _DOUBT[self.grows] if guessed else ""
         if not self.capacity:
-            there = "; ".join(map(in_words, nodes())) or "none"
-            self._has_no_room(f"a worker needs {in_words(self.needs)} on one node", there)
+            self._has_no_room()
         self.looked = self.quiet_since = time.monotonic()
-        self.make = ray.put(make)
+        self.make = ray.put(_pickled(make))
         self.members: list[_Member] = []
         self.owners: dict[Any, _Member] = {}  # of all calls that are under way
         self.numbers = itertools.count()
         self.deaths_at_start = 0
 
-    def _has_no_room(self, need: str, there: str) -> None:
-        if not self.grows:
-            raise JobError(f"cluster: {need}, and no node has that; nodes: {there}")
-        logger.warning(
-            "cluster: %s, and no node has that yet (nodes: %s); waiting for the autoscaler to add "
-            "one",
-            need,
-            there,
+    def _has_no_room(self) -> None:
+        alike = Counter(map(in_words, nodes()))
+        there = "; ".join(f"{n} with {words}" if n > 1 else words for words, n in alike.items())
+        need = (
+            f"{', '.join(lacking(nodes(), self.needs))}: a worker needs {in_words(self.needs)} on "
+            f"one node, and no node has that; nodes: {there or 'none'}"
         )
+        if not self.grows:
+            raise JobError(f"{need}{self.doubt}")
+        logger.warning("%s; waiting for the autoscaler to add one%s", need, self.doubt)
 
     @property
     def description(self) -> str:
@@ -169,6 +183,7 @@ class RayPool:
         """What has come back, in batches; empty after a while in which nothing has."""
         if not self.owners:  # waiting for a node
             time.sleep(LOOK_SECONDS / 5)
+            self._complain(False)
             return []
         done, rest = ray.wait(list(self.owners), num_returns=1, timeout=LOOK_SECONDS)
         self._complain(bool(done))
@@ -184,12 +199,13 @@ class RayPool:
         elif now - self.quiet_since > COMPLAIN_SECONDS:
             self.quiet_since = now
             logger.warning(
-                "waiting for a worker to start: it needs %s, and the cluster has %s free on %d "
-                "nodes%s",
+                "waiting for a worker to start: it needs %s on one node, and the cluster has %s "
+                "free on %d nodes%s%s",
                 in_words(self.needs),
                 in_words(ray.available_resources()),
                 len(nodes()),
                 "; the autoscaler has been asked for more" if self.grows else "",
+                self.doubt,
             )
 
     def _receive(self, stage: _Stage, member: _Member, reference: Any) -> None:
@@ -226,22 +242,19 @@ class RayPool:
     def _begin(self, member: _Member) -> None:
         try:
             found = ray.get(member.preparing)
-        except RayTaskError as error:  # what it was sent cannot be unpickled there
-            found = Trouble("job", _last_line(error), str(error))
         except RayError as error:
             self._dismiss(member)
             self.deaths_at_start += 1
             if self.deaths_at_start >= MAX_DEATHS and all(m.preparing for m in self.members):
                 raise ClusterError(
-                    f"{MAX_DEATHS} workers in a row died while they started; the last: {error}"
+                    f"{MAX_DEATHS} workers in a row died while they started; mostly their nodes "
+                    "have too little memory, or no shapray installed. Ray says of the last: "
+                    + _last_line(error)
                 ) from error
-            logger.warning("a worker died while it started: %s", _last_line(error))
+            logger.warning("a worker died while it started. Ray says: %s", _last_line(error))
             return
         if isinstance(found, Trouble):
-            raise JobError(
-                f"a worker cannot be set up: {found.message} (modules that the job names must "
-                "be importable, and files readable, on every node)"
-            )
+            raise found.not_set_up()
         self.deaths_at_start = 0
         member.preparing, member.node = None, found
 
@@ -271,7 +284,7 @@ class RayPool:
         running, *waiting = member.flights.values()
         more = f" and the next {len(running) - 1}" if len(running) > 1 else ""
         logger.warning(
-            "%s: a worker died (node %s) at %s%s; its tasks go elsewhere: %s",
+            "%s: a worker died (node %s) at %s%s; its tasks go elsewhere. Ray says: %s",
             stage.name,
             member.node,
             running[0].task,
@@ -282,7 +295,10 @@ class RayPool:
             entry.deaths += 1
             stage.counts.n_retried += entry.deaths < MAX_DEATHS
             if entry.deaths == MAX_DEATHS:
-                message = f"{MAX_DEATHS} workers died while they did it; the last: {error}"
+                message = (
+                    f"{MAX_DEATHS} workers died while they did it; mostly that is too little "
+                    f"memory on their nodes. Ray says of the last: {_last_line(error)}"
+                )
                 stage.failures.append(
                     set_aside(stage.name, entry.task, Trouble("task", message, ""))
                 )
@@ -302,29 +318,17 @@ class RayPool:
             self._dismiss(self.members[0])
 
 
+def _pickled(make: Callable[[str], Any]) -> np.ndarray:
+    """As an array, which workers read where it lies."""
+    try:
+        return np.frombuffer(cloudpickle.dumps(make), np.uint8)
+    except Exception as error:  # whatever the objects raise
+        raise JobError(
+            "model.factory, data: the network or the images cannot be sent to workers, as they "
+            f"cannot be pickled ({one_line(error)}); a file or a lock that an object holds should "
+            "be opened where it is used"
+        ) from error
+
+
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
-
-
-@contextlib.contextmanager
-def on_ray(make: Callable[[str], Any], cluster: Cluster) -> Iterator[RayPool]:
-    """Workers on the Ray cluster that this process belongs to (``RAY_ADDRESS``, set by
-    ``ray job submit``), or on one started on this machine and stopped again at the end.
-
-    Args:
-        make: device -> worker.
-    Raises:
-        JobError: no cluster at ``RAY_ADDRESS``, or it cannot hold a worker.
-    """
-    joined_before = ray.is_initialized()
-    if not joined_before:
-        connect()
-    pool = None
-    try:
-        pool = RayPool(make, cluster)
-        yield pool
-    finally:
-        if pool is not None and joined_before:
-            pool.close()  # otherwise they end with the connection
-        if not joined_before:
-            ray.shutdown()

@@ -19,10 +19,11 @@ def open_pool(
         in_process: no Ray; see `LocalPool`. Otherwise see `on_ray`.
     Raises:
         JobError: no cluster at ``RAY_ADDRESS``, or it cannot hold a worker.
+        ClusterError: Ray cannot start on this machine.
     """
     if in_process:
         return contextlib.nullcontext(LocalPool(make, cluster))
     # Ray takes seconds to import, and who computes in this process needs none.
-    from shapray.cluster.ray_pool import on_ray  # noqa: PLC0415
+    from shapray.cluster.connect import on_ray  # noqa: PLC0415
 
     return on_ray(make, cluster)

@@ -1,5 +1,9 @@
 """A job's stages: its inputs checked, its tasks handed out, its tables and reports published.
 
-Imports every room below. Start with `stages.run`, which is the whole run on one screen; `plan` and
-`tasks` say what is to be done, `record` and `resume` what has been.
+Imports every room below. Start with `stages.run`, the whole run on one screen.
+
+`inputs` opens what a job names; `plan` and `tasks` say what is to be done, `fingerprint` when two
+runs are the same job, `resume` what is left to do, `record` (run.json) how far it is; `crew` has
+the workers do it, and `progress` and `summary` show it. `forecast` predicts a run, `preview` shows
+that.
 """

@@ -1,9 +1,10 @@
 """Which job a run directory belongs to: everything that changes a score."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from shapray.credentials import without_credentials
+from shapray.credentials import recordable
 from shapray.driver.inputs import Inputs
 from shapray.errors import JobError
 from shapray.inputs.digest import weights_digest
@@ -21,7 +22,7 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     together = job.score.target_standard_error is not None
     return {
         "model.factory": job.model.factory,
-        "model.kwargs": without_credentials(job.model.kwargs),
+        "model.kwargs": recordable(job.model.kwargs),
         "model.weights": weights_digest(inputs.model),
         "data.calibration": inputs.calibration.digest(),
         **{f"score.{key}": value for key, value in score.items()},
@@ -36,11 +37,12 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
 
 
 def check_same_job(found: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> None:
-    """The run directory's fingerprint parts are those of this job.
+    """The run directory's fingerprint parts, as read, are those of this job.
 
     Raises:
         JobError: names every setting that differs.
     """
+    parts = json.loads(json.dumps(parts, default=str))  # as they would be read
     differing = [
         f"  {key}: {_short(found.get(key))} there, {_short(parts.get(key))} here"
         for key in sorted({*found, *parts})

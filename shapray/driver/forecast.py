@@ -1,8 +1,8 @@
 """What a job will do and take, before it does it; and how many permutations fit a time.
 
 A forecast is made from counts, of the tasks that the run will have and of the active units of a
-sample of the images, and from times, which `worker.survey` measures on the machine that will do the
-work.
+sample of the images, and from times, which `worker.survey` and `worker.group_survey` measure on the
+machine that will do the work; `worker.costs` says what follows from them.
 """
 
 import bisect

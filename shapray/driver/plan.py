@@ -11,7 +11,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from shapray.driver.inputs import CHECK_IMAGES, Inputs
-from shapray.engine.check import choose_groups
+from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
 from shapray.shapley.estimators import check_enumerable

@@ -15,6 +15,7 @@ from shapray.driver.forecast import (
     fitting,
     make_forecast,
 )
+from shapray.driver.record import earlier_run
 from shapray.errors import JobError
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import duration, size
@@ -76,9 +77,8 @@ def parse_time(text: str) -> float:
 
 def _begun_with(job: Job) -> int | None:
     """Permutations of the run that the directory holds: another number would be another job."""
-    found = RunDirectory(job.output).read_json("run.json")
-    parts = found.get("fingerprint_parts") if isinstance(found, dict) else None
-    permutations = parts.get("score.permutations") if isinstance(parts, dict) else None
+    found = earlier_run(RunDirectory(job.output))
+    permutations = None if found is None else found.parts.get("score.permutations")
     return permutations if isinstance(permutations, int) else None
 
 

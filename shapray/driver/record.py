@@ -1,18 +1,20 @@
-"""``run.json``: which job a run directory belongs to and how far it is, kept current."""
+"""``run.json``: what a run was made of and how far it is, kept current."""
 
 import contextlib
+import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from shapray.cluster.pool import Failure
 from shapray.config import Job
-from shapray.credentials import without_credentials
+from shapray.credentials import HIDDEN, recordable, without_credentials
 from shapray.driver.plan import Plan
-from shapray.errors import StorageError
+from shapray.errors import JobError, StorageError
 from shapray.inputs.digest import digest
 from shapray.storage.claim import Claim, ClaimLost
 from shapray.storage.run_directory import RunDirectory
@@ -20,6 +22,44 @@ from shapray.storage.run_directory import RunDirectory
 STAGES = ("plan", "score", "aggregate", "prune", "evaluate")
 REFRESH_SECONDS = 10.0  # between publications while a stage goes on
 _PACKAGES = ("shapray", "torch", "torchvision", "ray", "pyarrow", "torch-pruning", "fsspec")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run of a directory left in ``run.json``.
+
+    Attributes:
+        parts: of its fingerprint.
+        evaluation: digest of its evaluation images.
+    """
+
+    parts: dict[str, Any]
+    evaluation: str
+
+    @property
+    def precision(self) -> str:
+        return self.parts["score.precision"]
+
+
+def earlier_run(store: RunDirectory) -> Earlier | None:
+    """What ``run.json`` says of an earlier run, None if there was none.
+
+    Raises:
+        JobError: the file is damaged or is not one of this program's.
+        StorageError: it cannot be read.
+    """
+    found = store.read_json("run.json")
+    if found is None:
+        return None
+    match found:
+        case {"fingerprint_parts": dict(parts), "evaluation": str(evaluation)}:
+            if parts.get("score.precision") in ("float32", "bfloat16"):
+                return Earlier(parts, evaluation)
+    raise JobError(
+        f"output: {store.shown}/run.json is damaged or not one of this program's: it should hold "
+        "'fingerprint_parts' with a 'score.precision' of float32 or bfloat16, and 'evaluation'; "
+        "write to another folder, or delete that one to start over"
+    )
 
 
 class Record:
@@ -30,10 +70,10 @@ class Record:
         self.published = time.monotonic()
         self.content: dict[str, Any] = {
             "name": job.name,
-            "job": without_credentials(job.model_dump(mode="json")),
+            "job": _job_json(job),
             "started": started,
             "versions": {"python": platform.python_version()}
-            | {package: version(package) for package in _PACKAGES},
+            | {package: _version(package) for package in _PACKAGES},
             "stages": {name: {"state": "waiting"} for name in STAGES},
             "failures": [],
         }
@@ -100,6 +140,32 @@ class Record:
             }
             for failure in failures
         ]
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    """The job without credentials, from which its network can be built again all the same.
+
+    A keyword argument of the factory that JSON would change (a mapping by number, a date) is
+    hidden, too, rather than given back as something else.
+    """
+    content = without_credentials(job.model_dump(mode="json"))
+    kwargs = recordable(job.model.kwargs)
+    content["model"] |= {
+        "factory": job.model.factory,
+        "kwargs": {
+            name: value if json.loads(json.dumps(value, default=str)) == value else HIDDEN
+            for name, value in kwargs.items()
+        },
+    }
+    return content
+
+
+def _version(package: str) -> str | None:
+    """None for one that runs from its source, or is not needed after all."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def now() -> str:

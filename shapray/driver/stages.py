@@ -18,7 +18,7 @@ from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import Inputs, open_inputs
 from shapray.driver.plan import Plan, check_exact, groups_table, plan
 from shapray.driver.progress import Meter
-from shapray.driver.record import Record, now
+from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import evaluate_tasks, inspect_tasks, measured, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
@@ -30,7 +30,7 @@ from shapray.storage.aggregate import aggregate_group
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import CLASS_SCORES, CURVE, GROUPS, SCORES
-from shapray.storage.shards import UnsoundShard
+from shapray.storage.shards import UnsoundShard, publish_columns
 from shapray.worker.tasks import Evaluation, PrecisionTask, Receipt, ScoreTask
 from shapray.worker.worker import Worker
 
@@ -64,7 +64,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         console.print(pool.description)
         crew = Crew(pool, console, Metrics() if pool.on_ray else None)
         n_active = None
-        same_images = earlier and earlier.get("evaluation") == inputs.evaluation.digest()
+        same_images = earlier and earlier.evaluation == inputs.evaluation.digest()
         if not same_images or job.score.estimator == "exact":  # other groups may be asked for now
             n_active = _inspect(crew, planned)
         precision = _precision(pool, job, earlier)
@@ -76,6 +76,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             store.publish_table(
                 "groups.parquet", [groups_table(planned.groups, planned.tail_macs)], GROUPS
             )
+            publish_columns(store, [group.name for group in planned.setup.groups])
         tasks = score_tasks(planned, n_active, precision, fingerprint)
         _score(crew, planned, tasks, record)
         totals = _aggregate(planned, tasks, record)
@@ -85,21 +86,17 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
     summary.show(console, planned, totals, metrics)
 
 
-def _earlier(inputs: Inputs) -> dict[str, Any] | None:
-    """What an earlier run of the same job left in ``run.json``, None if there was none.
+def _earlier(inputs: Inputs) -> Earlier | None:
+    """What an earlier run of the same job left, None if there was none.
 
     Raises:
         JobError: the directory belongs to another job.
     """
-    found = inputs.store.read_json("run.json")
-    if found is None:
-        return None
-    recorded = found.get("fingerprint_parts") if isinstance(found, dict) else None
-    if not isinstance(recorded, dict):
-        raise JobError(f"output: {inputs.store.shown}/run.json is not one of this program's")
-    asked = inputs.job.score.precision
-    precision = recorded.get("score.precision") if asked == "auto" else asked
-    check_same_job(recorded, fingerprint_parts(inputs, str(precision)), inputs.store.shown)
+    found = earlier_run(inputs.store)
+    if found is not None:
+        asked = inputs.job.score.precision
+        precision = found.precision if asked == "auto" else asked
+        check_same_job(found.parts, fingerprint_parts(inputs, precision), inputs.store.shown)
     return found
 
 
@@ -125,12 +122,12 @@ def _inspect(crew: Crew, planned: Plan) -> np.ndarray:
     return n_active
 
 
-def _precision(pool: Pool, job: Job, earlier: dict[str, Any] | None) -> str:
+def _precision(pool: Pool, job: Job, earlier: Earlier | None) -> str:
     """The precision of the scoring; measured once in a run's life, so that it never changes."""
     if job.score.precision != "auto":
         return job.score.precision
     if earlier is not None:
-        return str(earlier["precision"])
+        return earlier.precision
     found: list[str] = []
     _nothing_failed("precision", pool.run("choose_precision", [PrecisionTask()], found.append))
     return found[0]

@@ -24,6 +24,7 @@ def shard_table(
             "label": [None] * len(ids) if labels is None else labels.tolist(),
             "n_active": [int(found.active.sum()) for found in estimates],
             "estimator": [found.estimator for found in estimates],
+            "sampling": [found.sampling for found in estimates],
             "n_evaluations": [found.n_evaluations for found in estimates],
             "n_permutations": [found.n_permutations for found in estimates],
             "value_all": [found.value_all for found in estimates],

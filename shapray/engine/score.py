@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkSplit
 from shapray.engine.precision import choose_precision
+from shapray.engine.trace import fold
 from shapray.network.group import Group
 from shapray.shapley.coalitions import image_seed
 from shapray.shapley.estimators import Estimate, Sampling, estimate

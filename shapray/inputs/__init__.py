@@ -1,5 +1,9 @@
 """A job's network and images: imported, read, decoded, digested.
 
-Imports `config` and, for patience with remote files, `storage`. Start with `model.build_model` and
-`images.open_images`.
+Imports `config` and, for patience with remote files, `storage.retry`. Start with
+`model.build_model` and `images.open_images`.
+
+`sources` chooses among `parquet`, `folder` and `dataset`, which give a `listing`; `decode` makes
+pixels of what they read; `weights` reads checkpoints; `user_code` calls what a job names; `digest`
+says what a run was made of.
 """

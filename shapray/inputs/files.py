@@ -33,7 +33,8 @@ def filesystem(url: str, key: str) -> tuple[Any, str, str]:
 
 
 def find(fs: Any, root: str) -> list[str]:
-    """Paths of all files below a folder; links to folders are followed, but not in circles."""
+    """Paths of all files below a folder; unlike in fsspec, links to folders are followed, though
+    not in circles."""
     if not isinstance(fs, LocalFileSystem):
         return list(fs.find(root))
     files = []

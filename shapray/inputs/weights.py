@@ -19,10 +19,9 @@ from shapray.credentials import without_credentials
 from shapray.errors import JobError
 from shapray.inputs.user_code import cause
 from shapray.storage.retry import patiently
+from shapray.text import some
 
 State = Mapping[str, Tensor]
-
-N_NAMED = 4  # tensors named in a message before "and n more"
 
 
 def load_weights(url: str, wanted: State | None = None, key: str = "weights") -> dict[str, Tensor]:
@@ -51,7 +50,7 @@ def load_weights(url: str, wanted: State | None = None, key: str = "weights") ->
     found = (_parse_safetensors if is_safetensors else _parse_pt)(content, shown)
     states = _states(found)
     if not states:
-        held = f"the keys {_some(list(found))}" if isinstance(found, dict) else "no names at all"
+        held = f"the keys {some(list(found))}" if isinstance(found, dict) else "no names at all"
         raise JobError(
             f"{shown} holds {held}; expected tensors by name, or an entry that is just these"
         )
@@ -64,7 +63,7 @@ def load_weights(url: str, wanted: State | None = None, key: str = "weights") ->
         return max(states.values(), key=len)
     if len(fitting) > 1 and "state_dict" not in fitting:
         raise JobError(
-            f"{shown} holds the tensors of several networks that fit ({_some(fitting)}); save the "
+            f"{shown} holds the tensors of several networks that fit ({some(fitting)}); save the "
             "one that is meant in a file of its own"
         )
     return states["state_dict" if "state_dict" in fitting else fitting[0]]
@@ -113,7 +112,7 @@ def misfits(state: State, wanted: State) -> list[str]:
             if tensor is not None and not tensor.isfinite().all()
         ],
     }
-    return [f"{len(names)} {what}: {_some(names)}" for what, names in findings.items() if names]
+    return [f"{len(names)} {what}: {some(names)}" for what, names in findings.items() if names]
 
 
 def _float32(tensor: Tensor) -> Tensor | None:
@@ -170,8 +169,3 @@ def _parse_pt(content: bytes, shown: str) -> Any:
             f"{shown} is neither a safetensors nor a PyTorch file, or damaged "
             f"({len(content)} bytes): {cause(error)}"
         ) from error
-
-
-def _some(names: list[Any]) -> str:
-    shown = ", ".join(str(name) for name in names[:N_NAMED])
-    return shown + (f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else "")

@@ -1,5 +1,8 @@
 """What goes together in a network, masked and cut.
 
-Imports the errors and texts only; `graph` alone knows torch-pruning. Start with `group`, the words,
-then `find`, `consumers` (masking), `surgery` (cutting) and `check` (both agree).
+Imports `errors` and `text` only; `graph` alone knows torch-pruning. Start with `group`, the words.
+
+`probe` refuses networks that cannot be scored (no logits, random, coupled over the batch); `find`
+makes the groups, `dataflow` says which are flat; `consumers` masks them and finds null players;
+`surgery` cuts; `check` compares the two.
 """

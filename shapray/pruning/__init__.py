@@ -1,5 +1,8 @@
 """Scores to a smaller network: which units go, what is left, how good it is.
 
 Imports `network`, `inputs`, `config` and `storage`; knows no Ray and no Shapley value. Start with
-`cuts`, then `ranking` and `evaluate`.
+`cuts`, all cuts that a job compares.
+
+`ranking` says which units go first; `evaluate` measures a network; `curve` puts what was measured
+into tables; `saved` writes and reads the compressed network.
 """

@@ -10,6 +10,8 @@ import pyarrow as pa
 from shapray.config import Prune
 from shapray.pruning.ranking import plan_removal, random_removal
 
+PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -53,7 +55,7 @@ def cuts(scores: Mapping[str, np.ndarray], prune: Prune) -> list[Cut]:
 def plan_json(plan: Cut, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The content of ``prune/plan.json``."""
     return {
-        "format": 1,
+        "format": PLAN_FORMAT,
         "groups": {
             group: {"n_units": len(values), "removed": list(plan.removed[group])}
             for group, values in scores.items()

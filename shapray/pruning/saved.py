@@ -1,21 +1,73 @@
 """The compressed network on disk: its weights written, and the network read back."""
 
-import json
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-import fsspec
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from shapray.config import Model
+from shapray.credentials import is_hidden, without_credentials
 from shapray.errors import JobError
-from shapray.inputs.model import materialise
-from shapray.inputs.user_code import call
+from shapray.inputs.model import build_model
+from shapray.inputs.weights import misfits
 from shapray.network.group import n_root_units
 from shapray.network.surgery import prune_model
+from shapray.pruning.cuts import PLAN_FORMAT
+from shapray.storage.run_directory import RunDirectory
+from shapray.text import one_line, some
+
+RUN, PLAN, WEIGHTS = "run.json", "prune/plan.json", "prune/model.safetensors"
+
+_Count = Annotated[int, Field(strict=True, gt=0)]
+_Unit = Annotated[int, Field(strict=True, ge=0)]
+
+
+class _Job(BaseModel):
+    model: Model
+
+
+class _Run(BaseModel):
+    """What is needed of ``run.json``."""
+
+    job: _Job
+    example_shape: tuple[Literal[1], _Count, _Count, _Count]
+    stages: dict[str, dict[str, Any]] = {}
+
+
+class _Group(BaseModel):
+    n_units: _Count
+    removed: list[_Unit]
+
+    @model_validator(mode="after")
+    def _removes_its_own_units(self) -> "_Group":
+        if self.removed and max(self.removed) >= self.n_units:
+            raise ValueError(
+                f"removes unit {max(self.removed)}; its units are 0 to {self.n_units - 1}"
+            )
+        if len(set(self.removed)) < len(self.removed):
+            raise ValueError("removes a unit twice")
+        if len(self.removed) == self.n_units:
+            raise ValueError(f"removes all {self.n_units} units; one must stay")
+        return self
+
+
+class _Plan(BaseModel):
+    format: _Count
+    groups: dict[str, _Group]
+
+    @model_validator(mode="after")
+    def _is_known(self) -> "_Plan":
+        if self.format != PLAN_FORMAT:
+            raise ValueError(f"its format is {self.format}; this version reads {PLAN_FORMAT}")
+        return self
+
+
+Content = TypeVar("Content", bound=BaseModel)
 
 
 def weights_bytes(model: nn.Module) -> bytes:
@@ -28,7 +80,9 @@ def weights_bytes(model: nn.Module) -> bytes:
     return safetensors.torch.save(state)
 
 
-def load_pruned(run_dir: str) -> nn.Module:
+def load_pruned(
+    run_dir: str | os.PathLike[str], kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
     """The compressed network of a finished run: eval mode, CPU.
 
     Builds the job's factory, removes the units of ``prune/plan.json`` and loads
@@ -36,55 +90,125 @@ def load_pruned(run_dir: str) -> nn.Module:
 
     Args:
         run_dir: the job's `output`, any fsspec URL.
+        kwargs: keyword arguments of the factory, over those in ``run.json``, which holds no
+            credentials.
     Raises:
-        JobError: a file of the run is missing or damaged, or the factory now makes another network.
+        JobError: a file of the run is missing or damaged, the factory fails or now makes another
+            network, or it needs a keyword argument that ``run.json`` does not hold.
+        StorageError: a file is there and cannot be read.
     """
-    folder = run_dir.rstrip("/")
-    run = _read_json(f"{folder}/run.json")
-    plan = _read_json(f"{folder}/prune/plan.json")
-    weights = _read(f"{folder}/prune/model.safetensors")
+    store = RunDirectory(os.fspath(run_dir))
+    run = _parsed(store, RUN, _read(store, RUN, "is this the output folder of a run?"), _Run)
+    hint = _why_missing(run)
+    plan = _parsed(store, PLAN, _read(store, PLAN, hint), _Plan)
+    state = _tensors(store, _read(store, WEIGHTS, hint))
+    section = _with_arguments(store, run.job.model, kwargs or {})
+    example = _example(store, run)
     try:
-        made_by = Model.model_validate(run["job"]["model"])
-        example = torch.zeros(run["example_shape"])
-        groups = {
-            name: (group["n_units"], group["removed"]) for name, group in plan["groups"].items()
-        }
-    except (KeyError, TypeError, ValidationError) as error:
+        model = build_model(section, example=example)
+    except JobError as error:
         raise JobError(
-            f"run directory {folder}: run.json or plan.json is damaged: {error}"
+            without_credentials(f"{store.shown}/{RUN}: its network cannot be built: {error}")
         ) from error
-
-    model = call(made_by.factory, made_by.kwargs, "model.factory").to(dtype=torch.float32).eval()
-    materialise(model, example, "model.factory")
-    try:
-        for name, (n_units, _) in groups.items():
-            found = n_root_units(model.get_submodule(name))
-            if found != n_units:
-                raise ValueError(f"group '{name}' has {found} units; the plan was for {n_units}")
-        pruned = prune_model(model, example, {name: units for name, (_, units) in groups.items()})
-        pruned.load_state_dict(safetensors.torch.load(weights))
-    except (ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise JobError(
-            f"run directory {folder}: its plan and weights do not fit the network that "
-            f"{made_by.factory} makes: {error}"
-        ) from error
+    pruned = _cut(store, model, run, plan, example)
+    _fill(store, pruned, state, section.factory)
     return pruned
 
 
-def _read(url: str) -> bytes:
-    fs, path = fsspec.url_to_fs(url)
+def _read(store: RunDirectory, path: str, hint: str) -> bytes:
+    data = store.read(path)
+    if data is None:
+        raise JobError(f"{store.shown}/{path}: no such file; {hint}")
+    return data
+
+
+def _why_missing(run: _Run) -> str:
+    """What the run says of the stage that writes the network."""
+    if "prune" not in run.stages:
+        return "the run had no stage that prunes the network"
+    state = run.stages["prune"].get("state")
+    if state == "done":
+        return "it was deleted; the job's command writes it again"
+    return f"the run's stage prune is '{state}', not 'done'; the job's command goes on with it"
+
+
+def _parsed(store: RunDirectory, path: str, data: bytes, kind: type[Content]) -> Content:
     try:
-        return fs.cat_file(path)
-    except FileNotFoundError as error:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        findings = [
+            ".".join(map(str, found["loc"])) + ": " + found["msg"].removeprefix("Value error, ")
+            for found in error.errors(include_url=False)
+        ]
         raise JobError(
-            f"{url}: no such file; is this the output folder of a job whose network was pruned?"
+            f"{store.shown}/{path} is damaged, or of another version of this program: "
+            + some([finding.removeprefix(": ") for finding in findings])
         ) from error
 
 
-def _read_json(url: str) -> Any:
+def _with_arguments(store: RunDirectory, model: Model, given: Mapping[str, Any]) -> Model:
+    """The recorded factory with all its keyword arguments, and without the original weights."""
+    arguments = model.kwargs | dict(given)
+    lost = [name for name in model.kwargs if name not in given and is_hidden(model.kwargs[name])]
+    if lost:
+        example = ", ".join(f"'{name}': ..." for name in lost)
+        raise JobError(
+            f"{store.shown}/{RUN} does not hold all that {model.factory} was called with: "
+            f"{', '.join(f'model.kwargs.{name}' for name in lost)} could be a credential, or is "
+            "nothing that JSON keeps, and was not written down; give it again: "
+            f"load_pruned('{store.shown}', kwargs={{{example}}})"
+        )
+    return model.model_copy(update={"kwargs": arguments, "weights": None})
+
+
+def _tensors(store: RunDirectory, data: bytes) -> dict[str, Tensor]:
     try:
-        return json.loads(_read(url))
-    except ValueError as error:
-        if isinstance(error, JobError):
-            raise
-        raise JobError(f"{url} is not JSON: {error}") from error
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise JobError(
+            f"{store.shown}/{WEIGHTS} is not a safetensors file, or damaged ({len(data)} bytes): "
+            f"{error}"
+        ) from error
+
+
+def _example(store: RunDirectory, run: _Run) -> Tensor:
+    try:
+        return torch.zeros(run.example_shape)
+    except RuntimeError as error:  # more than the memory holds
+        raise JobError(
+            f"{store.shown}/{RUN}: no image of the shape {run.example_shape}, its example_shape, "
+            "can be made"
+        ) from error
+
+
+def _cut(
+    store: RunDirectory, model: nn.Module, run: _Run, plan: _Plan, example: Tensor
+) -> nn.Module:
+    try:
+        for name, group in plan.groups.items():
+            found = n_root_units(model.get_submodule(name))
+            if found != group.n_units:
+                raise ValueError(
+                    f"group '{name}' has {found} units; the plan was for {group.n_units}"
+                )
+        removed = {name: group.removed for name, group in plan.groups.items()}
+        return prune_model(model, example, removed)
+    except Exception as error:  # the network is traced, and may raise anything
+        raise JobError(
+            f"{store.shown}/{PLAN}: its groups do not fit the network that "
+            f"{run.job.model.factory} makes, on an image of shape {run.example_shape}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _fill(
+    store: RunDirectory, network: nn.Module, state: Mapping[str, Tensor], factory: str
+) -> None:
+    wanted = network.state_dict()
+    findings = misfits(state, wanted)
+    if findings:
+        raise JobError(
+            f"{store.shown}/{WEIGHTS}: its {len(state)} tensors do not fit the network that "
+            f"{factory} makes, cut as planned ({len(wanted)} tensors): {'; '.join(findings)}"
+        )
+    network.load_state_dict(state)

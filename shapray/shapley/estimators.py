@@ -49,6 +49,7 @@ class Estimate:
             where a single pair of permutations leaves it unknown.
         active: (n_players,) bool, False for null players.
         estimator: "exact" or, if sampled, "permutation".
+        sampling: what was drawn, "pairs" (of coalitions) or "permutations"; None if exact.
         n_evaluations: coalitions whose value was computed.
         n_permutations: the price of the sampling, in permutations (see `n_sampled`); 0 if exact.
     """
@@ -57,6 +58,7 @@ class Estimate:
     standard_error: np.ndarray
     active: np.ndarray
     estimator: str
+    sampling: str | None
     n_evaluations: int
     n_permutations: int
     value_all: float
@@ -222,6 +224,7 @@ def _enumerate(game: Game, image: int) -> Estimate:
         standard_error=np.zeros(game.n_players),
         active=game.active[image].numpy(),
         estimator="exact",
+        sampling=None,
         n_evaluations=len(values),
         n_permutations=0,
         value_all=values[-1].item(),
@@ -240,6 +243,7 @@ def _sampled(game: Game, sample: Pairs | Permutations, ends: Tensor) -> dict[int
             standard_error=both[1],
             active=game.active[image].numpy(),
             estimator="permutation",
+            sampling=sample.sampling,
             n_evaluations=sample.n_evaluations(row),
             n_permutations=sample.n_done,
             value_all=ends[image, 1].item(),

@@ -1,4 +1,6 @@
-"""Coalitions of several images, each with its complement, evaluated together and once each."""
+"""Coalitions of several images, each with its complement, evaluated together and once each.
+
+They are drawn in `coalitions`, and weighted and corrected in `surrogate`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -74,6 +76,8 @@ class Pairs:
         seeds: of all the game's images.
         ends: (all images, 2) float64, values of the empty and the full coalition.
     """
+
+    sampling = "pairs"
 
     def __init__(
         self,

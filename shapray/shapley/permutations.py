@@ -34,6 +34,8 @@ class Permutations:
         ends: (all images, 2) float64, values of the empty and the full coalition.
     """
 
+    sampling = "permutations"
+
     def __init__(
         self, game: Game, images: Sequence[int], n_chains: int, seeds: Sequence[int], ends: Tensor
     ) -> None:

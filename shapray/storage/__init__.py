@@ -1,4 +1,9 @@
 """A run's files: what each table holds, how it is published whole, and whose the directory is.
 
-Imports the errors and texts only. Start with `schemas`, then `run_directory` and `shards`.
+Imports `errors`, `credentials` (nothing secret is shown) and `text` (numbers in words). Start with
+`schemas`, every table's columns.
+
+`run_directory` publishes and reads files, with the patience of `retry`; `shards` says where the
+per-image tables lie and which may be used; `aggregate` sums them up; `claim` holds the directory
+for one driver.
 """

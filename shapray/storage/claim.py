@@ -1,9 +1,11 @@
 """One driver at a time: the claim that a run directory's driver holds and keeps fresh.
 
-The claim is a file that says who drives. It is renewed every few seconds; one that has not been
-for a minute belongs to a driver that is gone, and the next one takes it over. Two drivers that
-meet all the same harm no number (shards are whole, and the same whoever writes them), but the one
-that lost the claim stops.
+The claim is a file that says who drives. It is renewed every few seconds; one that somebody has
+watched for a minute without seeing it change belongs to a driver that is gone, and whoever watched
+takes it over. The watcher's own monotonic clock counts that minute: clocks of two hosts need not
+agree, so the times in the file are for people only. Of a driver on the watcher's own machine no
+time need pass, its process is looked up. Two drivers that meet all the same harm no number (shards
+are whole, and the same whoever writes them), but the one that lost the claim stops.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from shapray.storage.run_directory import RunDirectory
 CLAIM = "claim.json"
 RENEW_SECONDS = 5.0
 EXPIRE_SECONDS = 60.0
-SETTLE_SECONDS = 1.0  # within it, others who took an expired claim over at once have written too
+SETTLE_SECONDS = 1.0  # within it, others who took a dead claim over at once have written too
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Claim:
             StorageError: the directory cannot be written.
         """
         if not self.store.create(CLAIM, self._bytes()):
-            self._await_end_of(self._read())
+            self._await_end()
             self.store.publish(CLAIM, self._bytes())
             time.sleep(SETTLE_SECONDS)
             holder = self._read()
@@ -78,51 +80,62 @@ class Claim:
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
-        # What cannot be deleted expires.
+        # What cannot be deleted is found dead by whoever comes next.
         with contextlib.suppress(StorageError):
             if self._is_mine(self._read()):
                 self.store.remove(CLAIM)
 
-    def _await_end_of(self, first: dict[str, Any] | None) -> None:
-        """Returns once the claim read first is seen to be a dead driver's.
+    def _await_end(self) -> None:
+        """Returns once the claim that is there is gone, or seen to be a dead driver's.
 
-        A living driver on another host shows itself by renewing, whatever its clock says.
+        Raises:
+            JobError: it is a living one's.
         """
-        if first is None or self._is_mine(first):
-            return
-        until = time.monotonic() + EXPIRE_SECONDS
-        found = first
-        while time.monotonic() < until:
+        first = found = self._read()
+        looked, unchanged = time.monotonic(), 0.0
+        while found is not None and not self._is_mine(found) and unchanged < EXPIRE_SECONDS:
             alive = _is_alive(found)
             if alive is False:
                 return
             if alive or found != first:
                 raise self._held_by(found)
+            if not unchanged:
+                logger.warning(
+                    "%s is claimed by process %s on %s; watching for %.0f s whether it lives",
+                    *(self.store.shown, found.get("pid"), found.get("host"), EXPIRE_SECONDS),
+                )
             time.sleep(RENEW_SECONDS / 10)
-            read = self._read()
-            if read is None:
-                return
-            found = read
+            found, before, looked = self._read(), looked, time.monotonic()
+            # Not all of a pause: while the storage stalls, a living driver cannot renew either.
+            unchanged += min(looked - before, RENEW_SECONDS)
 
     def _held_by(self, holder: dict[str, Any] | None) -> JobError:
-        holder = holder or {}
+        if not holder:
+            return JobError(
+                f"output: {self.store.shown}/{CLAIM} was deleted or overwritten just now, so "
+                "another driver may be at work there. Make sure that none is, and give the same "
+                "command again"
+            )
         return JobError(
             f"output: {self.store.shown} is being worked on by another driver, process "
-            f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}; its claim "
-            f"({CLAIM}) expires at {holder.get('expires')} unless it is renewed. Wait for it, or "
-            "stop it and give the same command again"
+            f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}; it renews "
+            f"its claim ({CLAIM}) every {RENEW_SECONDS:.0f} s, last at {holder.get('renewed')} by "
+            "its host's clock. Wait for it, or stop it and give the same command again"
         )
 
     def _keep_fresh(self) -> None:
         while not self._over.wait(RENEW_SECONDS):
             try:
                 holder = self._read()
+                if holder is None:
+                    self.lost = "its claim was deleted"
+                    return
                 if not self._is_mine(holder):
                     self.lost = (
-                        "its claim was deleted"
-                        if holder is None
-                        else f"it was taken over by process {holder.get('pid')} on "
+                        f"it was taken over by process {holder.get('pid')} on "
                         f"{holder.get('host')} at {holder.get('since')}"
+                        if holder
+                        else f"something that is no claim was written to its {CLAIM}"
                     )
                     return
                 self.store.publish(CLAIM, self._bytes())
@@ -144,15 +157,16 @@ class Claim:
         return holder is not None and holder.get("id") == self._content["id"]
 
     def _read(self) -> dict[str, Any] | None:
-        """The claim that is there, None if none is; a file that is no claim is a dead one's."""
-        data = self.store.read(CLAIM)
-        if data is None:
-            return None
-        with contextlib.suppress(ValueError):
-            found = json.loads(data)
-            if isinstance(found, dict):
+        """The claim that is there, None if none is, empty if what is there is no claim."""
+        for pause in (RENEW_SECONDS / 10, 0.0):
+            data = self.store.read(CLAIM)
+            if data is None:
+                return None
+            found = _parsed(data)
+            if found:
                 return found
-        return {"expires": _iso(datetime.fromtimestamp(0, UTC))}
+            time.sleep(pause)  # not all storage writes a file in one step
+        return {}
 
 
 @contextlib.contextmanager
@@ -182,16 +196,25 @@ def _holds_a_run(store: RunDirectory) -> bool:
     return False
 
 
+def _parsed(data: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(data):
+            case {"id": str(), "pid": int()} as found:
+                return found
+    return {}
+
+
 def _is_alive(holder: dict[str, Any]) -> bool | None:
-    """Whether a claim's driver is; None if only time can tell."""
-    try:
-        if datetime.fromisoformat(holder["expires"]) < datetime.now(UTC):
-            return False
-        if holder["machine"] is None or holder["machine"] != _machine():
-            return None
-        return _process(holder["pid"]) == holder["process"]
-    except (KeyError, TypeError, ValueError):  # not written by this program
+    """Whether a claim's driver is; None if only watching can tell."""
+    if not holder:
         return False
+    if holder.get("machine") is None or holder["machine"] != _machine():
+        return None
+    process = _process(holder["pid"])
+    if process is None or process != holder.get("process"):
+        return False
+    # This process may have left a claim that it could not delete.
+    return None if holder["pid"] == os.getpid() else True
 
 
 def _machine() -> str | None:

@@ -35,10 +35,11 @@ class RunDirectory:
         try:
             # A listing that s3fs remembers hides from it what workers have written since.
             self.fs, root = url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # some connect at once; each raises its own kinds
+            cause = without_credentials(str(error)) or type(error).__name__
             raise JobError(
                 f"output: '{without_credentials(url)}' is not a folder or URL that fsspec "
-                f"can open ({error}); right is a folder, s3://... (s3fs), gs://... (gcsfs)"
+                f"can open ({cause}); right is a folder, s3://... (s3fs), gs://... (gcsfs)"
             ) from error
         self.root: str = self.fs._strip_protocol(root).rstrip("/")
         local = isinstance(self.fs, LocalFileSystem)
@@ -114,20 +115,29 @@ class RunDirectory:
         cause = without_credentials(str(error)) or type(error).__name__
         return StorageError(f"cannot {verb} {self.shown}/{path}: {type(error).__name__}: {cause}")
 
-    def publish_json(self, path: str, value: Any) -> None:
-        self.publish(path, (json.dumps(value, indent=2) + "\n").encode())
+    def publish_json(self, path: str, value: dict[str, Any]) -> None:
+        """Publish an object; what JSON does not know, such as a date in a job, as its text."""
+        self.publish(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
-    def read_json(self, path: str) -> Any:
-        """The value under `path`, None if there is no such file.
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """The object under `path`, None if there is no such file.
 
         Raises:
-            JobError: the file is not JSON, so it is not one of ours.
+            JobError: the file is not JSON, or is no object, so it is not one of ours.
         """
         data = self.read(path)
+        if data is None:
+            return None
         try:
-            return None if data is None else json.loads(data)
-        except ValueError as error:
-            raise JobError(f"output: {self.shown}/{path} is not JSON: {error}") from error
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise JobError(f"{self.shown}/{path} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise JobError(
+                f"{self.shown}/{path} holds {type(found).__name__} {str(found)[:40]!r}, not a JSON "
+                "object: it is not one of this program's"
+            )
+        return found
 
     def publish_table(self, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
         """Publish `tables` as one Parquet file, a row group each; returns its size in bytes."""
@@ -143,13 +153,13 @@ class RunDirectory:
         return len(data)
 
     def read_table(self, path: str) -> pa.Table:
-        """Raises StorageError if the file is not there or is not Parquet."""
+        """Raises StorageError if the file is not there, is not Parquet or is damaged."""
         data = self.read(path)
         if data is None:
             raise StorageError(f"{self.shown}/{path}: no such file")
         try:
             return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+        except Exception as error:  # damaged bytes make Arrow raise almost anything
             raise self.failed("read", path, error) from error
 
 

@@ -1,4 +1,7 @@
-"""The columns of every table of a run."""
+"""The columns of every table of a run.
+
+A shard's are filled in `engine.rows`; `storage.shards` accepts those of earlier versions, too.
+"""
 
 import pyarrow as pa
 
@@ -23,6 +26,7 @@ SHARD = pa.schema(
         pa.field("label", pa.int64()),
         pa.field("n_active", pa.int32(), nullable=False),
         pa.field("estimator", pa.string(), nullable=False),
+        pa.field("sampling", pa.string()),
         pa.field("n_evaluations", pa.int64(), nullable=False),
         pa.field("n_permutations", pa.int32(), nullable=False),
         pa.field("value_all", pa.float64(), nullable=False),

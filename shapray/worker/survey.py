@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shapray.engine.fold import fold
 from shapray.engine.precision import choose_precision
+from shapray.engine.trace import fold
 from shapray.network.consumers import count_active
 from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import count_macs, tally

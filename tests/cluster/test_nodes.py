@@ -1,6 +1,7 @@
 """Workers on clusters of several nodes, each with its own processes: where they are put, and what
 they do while the cluster grows and shrinks."""
 
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import ray
 from ray.cluster_utils import Cluster as Nodes
 from tiny import ENVIRONMENT
 
+from shapray.cluster import ray_pool
 from shapray.cluster.needs import n_fitting
 from shapray.cluster.pool import Counts
 from shapray.cluster.ray_pool import RayPool
@@ -109,7 +111,7 @@ def test_workers_are_put_where_their_resources_are(nodes, tmp_path):
     assert [gpu for _, node, gpu, _ in halves if node == second] == ["0", "0"]
     [both] = places(Cluster(gpus_per_worker=2, cpus_per_worker=2), 1, tmp_path)
     assert both[1:] == (first, "0,1", "2")
-    with pytest.raises(JobError, match=r"needs 1 CPU, 3 GPU on one node.*2 CPU, 2 GPU"):
+    with pytest.raises(JobError, match=r"gpus_per_worker: .* 1 CPU, 3 GPU on one.*2 CPU, 2 GPU"):
         RayPool(Witness, Cluster(gpus_per_worker=3))
 
 
@@ -141,7 +143,45 @@ def test_a_new_node_is_used_and_a_lost_ones_tasks_go_elsewhere(nodes, tmp_path, 
     pool.close()
 
 
+@pytest.mark.slow
+def test_a_cluster_that_loses_its_last_node_is_waited_for_in_words(
+    nodes, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(ray_pool, "COMPLAIN_SECONDS", 1.0)
+    only = nodes.add_node(num_cpus=1, object_store_memory=STORE)
+    pool, receipts, added = RayPool(Witness, Cluster()), [], []
+    nodes.remove_node(only, allow_graceful=False)
+
+    def change(counts: Counts) -> None:
+        if not added and not pool.members and "waiting for a worker to start" in caplog.text:
+            added.append(nodes.add_node(num_cpus=1, object_store_memory=STORE))
+
+    (tmp_path / "1").mkdir()
+    assert pool.run("meet", [Task(0, str(tmp_path / "1"))], receipts.append, change) == []
+    assert [receipt[2] for receipt in receipts] == [added[0].node_id]
+    assert "set cluster.grows: true" in caplog.text
+    pool.close()
+
+
 # ---- a cluster that grows by itself ----------------------------------------------------------
+
+
+def test_whether_a_cluster_without_room_grows_is_asked_or_guessed(nodes, caplog, monkeypatch):
+    with pytest.raises(JobError, match=r"no node has that; nodes: 0 CPU, 0 GPU; .*grows: true"):
+        RayPool(Witness, Cluster())
+    assert RayPool(Witness, Cluster(grows=True)).grows
+    assert "waiting for the autoscaler" in caplog.text
+    assert "cluster.grows" not in caplog.text
+    # as those who start nodes by the group tell each one
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "small")
+    nodes.add_node(num_cpus=0, object_store_memory=STORE)
+    assert RayPool(Witness, Cluster()).grows
+    assert "set cluster.grows: false" in caplog.text
+    with pytest.raises(JobError, match=r"nodes: 2 with 0 CPU, 0 GPU$"):
+        RayPool(Witness, Cluster(grows=False))
+
+
+HEAD = "ray.head.default"  # as this provider calls it, whatever the configuration says
 
 
 def autoscaling(folder: Path, port: int) -> dict:
@@ -162,7 +202,7 @@ def autoscaling(folder: Path, port: int) -> dict:
             "disable_launch_config_check": True,
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "pair": {
                 "resources": {"CPU": 2, "object_store_memory": STORE},
                 "node_config": {},
@@ -170,7 +210,7 @@ def autoscaling(folder: Path, port: int) -> dict:
                 "max_workers": 2,
             },
         },
-        "head_node_type": "head",
+        "head_node_type": HEAD,
         **{f"{kind}_commands": [] for kind in commands},
         **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
         **{key: {} for key in ("auth", "docker", "file_mounts")},
@@ -196,28 +236,29 @@ def autoscaled(no_ray, monkeypatch):
     )
     head = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", *options.split()],
-        env=os.environ | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
+        env=os.environ
+        | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        | {"RAY_AUTH_MODE": "disabled", "RAY_NODE_TYPE_NAME": HEAD},  # the name as by `ray up`
         stdout=(folder / "log").open("w"),
         stderr=subprocess.STDOUT,
     )
-    until = time.monotonic() + 120
-    while not ray.is_initialized():
-        assert head.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < until
-        time.sleep(1)
-        if "Ray runtime started" in (folder / "log").read_text():
-            ray.init(f"127.0.0.1:{port}", log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-    for process in psutil.process_iter():
-        try:
-            ours = process.pid == head.pid or any(str(folder) in arg for arg in process.cmdline())
-            if ours:
-                process.kill()
-        except psutil.Error:
-            continue
-    head.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        until = time.monotonic() + 120
+        while not ray.is_initialized():
+            assert head.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < until
+            time.sleep(1)
+            if "Ray runtime started" in (folder / "log").read_text():
+                ray.init(f"127.0.0.1:{port}", log_to_driver=False, logging_level=logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid == head.pid or any(str(folder) in arg for arg in process.cmdline()):
+                    process.kill()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow

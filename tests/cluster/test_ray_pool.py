@@ -1,7 +1,11 @@
 """Workers on a real local Ray: every task once, whatever happens to the workers."""
 
+import functools
 import os
+import runpy
 import signal
+import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +14,7 @@ import pytest
 import ray
 
 from shapray.cluster.local_pool import LocalPool
-from shapray.cluster.ray_pool import MAX_DEATHS, RayPool
+from shapray.cluster.ray_pool import MAX_ATTEMPTS, MAX_DEATHS, RayPool
 from shapray.cluster.start import open_pool
 from shapray.config import Cluster
 from shapray.errors import JobError, StorageError
@@ -89,9 +93,39 @@ class Scribe:
             os.kill(os.getpid(), signal.SIGKILL)
         return task.name, os.getpid()
 
+    def leave(self, task):
+        if task.name == "leaver":
+            sys.exit(2)
+        return task.name, self._note(task)
+
+    def told_to_end(self, task):
+        """Twice as when a node goes: Ray's workers are sent this signal."""
+        if self._note(task) <= MAX_ATTEMPTS and task.name == "told":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        return task.name, os.getpid()
+
 
 def unwilling(device):
     raise JobError("model.factory: cannot import module 'nowhere'")
+
+
+def out_of_reach(device):
+    raise StorageError("cannot read s3://bucket/images: no route")
+
+
+def leaving(device):
+    sys.exit("usage: net.py CONFIG")
+
+
+class Importing:
+    """Its unpickling imports a module that ends the program."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return runpy.run_path, (f"{self.folder}/module.py",)
 
 
 @pytest.fixture(scope="module")
@@ -240,11 +274,50 @@ def test_a_worker_that_cannot_be_made_is_the_users_error():
     pool.close()
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (leaving, JobError, r"ended by sys.exit\('usage: net.py CONFIG'\) in .*test_ray_pool.py"),
+        (Importing, JobError, r"ended by sys.exit\(5\) in .*module.py, line 2"),
+        (out_of_reach, StorageError, "cannot read s3://bucket/images"),
+    ],
+)
+def test_a_worker_that_ends_while_it_is_made_is_a_message(make, error, message, tmp_path):
+    (tmp_path / "module.py").write_text("import sys\nsys.exit(5)\n")
+    pool = RayPool(Importing(tmp_path) if make is Importing else make, Cluster(workers=1))
+    with pytest.raises(error, match=message):
+        do(pool, "echo", ["a"], "")
+    pool.close()
+
+
+def test_a_task_that_ends_the_program_is_set_aside_and_the_worker_goes_on(pool, tmp_path):
+    receipts, [failure] = do(pool, "leave", ["leaver", *NAMES], tmp_path)
+    assert sorted(name for name, _ in receipts) == sorted(NAMES)
+    assert "ended by sys.exit(2)" in failure.message
+    assert not failure.is_job_error
+
+
+def test_a_worker_that_ray_ends_loses_its_task_to_another(pool, tmp_path):
+    receipts, failures = do(pool, "told_to_end", ["told", *NAMES], tmp_path)
+    assert failures == []  # though it was begun more often than a task may fail
+    assert len(set(starts(tmp_path / "told"))) == MAX_ATTEMPTS + 1
+    assert len(receipts) == len(NAMES) + 1
+
+
+def test_what_cannot_be_sent_to_workers_is_said():
+    with pytest.raises(JobError, match=r"model.factory, data: .* cannot be pickled .*lock"):
+        RayPool(functools.partial(print, threading.Lock()), Cluster())
+
+
 def test_a_cluster_without_room_for_a_worker_is_named_with_its_numbers():
-    with pytest.raises(JobError, match=r"needs 4 CPU, 0 GPU on one node.*nodes: 3 CPU, 0 GPU"):
+    needs = r"cluster.cpus_per_worker: a worker needs 4 CPU, 0 GPU on one node.*nodes: 3 CPU, 0 GPU"
+    with pytest.raises(JobError, match=needs + ".*set cluster.grows: true"):
         RayPool(unwilling, Cluster(cpus_per_worker=4))
-    with pytest.raises(JobError, match="needs 1 CPU, 2 GPU on one node"):
-        RayPool(unwilling, Cluster(gpus_per_worker=2))
+    with pytest.raises(
+        JobError, match=r"^cluster.gpus_per_worker: a worker needs 1 CPU, 2 GPU"
+    ) as it:
+        RayPool(unwilling, Cluster(gpus_per_worker=2, grows=False))
+    assert "grows" not in str(it.value)
     with pytest.raises(JobError, match="the cluster has no GPU"):
         RayPool(unwilling, Cluster(device="cuda"))
 
@@ -259,6 +332,13 @@ def test_a_ray_that_was_there_before_stays():
     with open_pool(unwilling, Cluster(), in_process=False):
         pass
     assert ray.is_initialized()
+
+
+def test_one_worker_in_this_process_that_ends_the_program_is_a_message(tmp_path):
+    with pytest.raises(JobError, match=r"cannot be set up: .*ended by sys.exit"):
+        LocalPool(leaving, Cluster(device="cpu"))
+    _, [failure] = do(LocalPool(Scribe, Cluster(device="cpu")), "leave", ["leaver"], tmp_path)
+    assert "ended by sys.exit(2)" in failure.message
 
 
 def test_one_worker_in_this_process_does_the_same(tmp_path):

@@ -6,8 +6,8 @@ from cases import assert_near, case, chains, draw
 from networks import Modest, randomise, twins
 from torch import Tensor
 
-from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.trace import fold
 from shapray.network.find import find_groups
 
 

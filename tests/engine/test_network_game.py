@@ -5,8 +5,8 @@ import torch
 from cases import assert_near, case, draw, hook_masked
 from networks import ChannelsLastMlp, randomise
 
-from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.trace import fold
 from shapray.network.find import find_groups
 from shapray.network.surgery import prune_model
 from shapray.shapley.values import NAMES

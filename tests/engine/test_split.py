@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from shapray.config import Score
-from shapray.engine.check import check_split
-from shapray.engine.fold import fold
+from shapray.engine.choose import check_split
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.trace import fold
 from shapray.network.check import check_group
 from shapray.network.consumers import mask_consumers
 from shapray.network.find import find_groups

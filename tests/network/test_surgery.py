@@ -1,14 +1,8 @@
-import json
-
-import fsspec
 import pytest
 import torch
 from torch import nn
 
-from shapray.errors import JobError
 from shapray.network.surgery import prune_model
-from shapray.pruning.saved import load_pruned, weights_bytes
-from shapray.storage.run_directory import RunDirectory
 from shapray.zoo import digits_cnn
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -104,67 +98,3 @@ def test_units_that_are_coupled_or_shared_between_groups():
         prune_model(Folded(), EXAMPLE, {"a": [0], "b": [1]})
     with pytest.raises(ValueError, match=r"removing units \[0\] would remove 1 others"):
         prune_model(Folded(), EXAMPLE, {"folded": [0]})
-
-
-def write_run(url: str, model: nn.Module, removed: dict[str, list[int]], **model_section) -> None:
-    images_section = {"source": "callable", "factory": "nobody:calls_it"}
-    job = {
-        "name": "t",
-        "model": {"factory": "shapray.zoo:digits_cnn", **model_section},
-        "data": {"calibration": images_section, "evaluation": images_section},
-        "output": url,
-    }
-    sizes = {"conv1": 32, "conv3": 16, "fc1": 64}
-    groups = {name: {"n_units": sizes[name], "removed": sorted(u)} for name, u in removed.items()}
-    RunDirectory(url).publish("prune/model.safetensors", weights_bytes(model))
-    for name, content in {
-        "run.json": {"job": job, "example_shape": [1, 1, 8, 8], "versions": {}},
-        "prune/plan.json": {"format": 1, "groups": groups, "ratio": 0.3},
-    }.items():
-        with fsspec.open(f"{url}/{name}", "w") as file:
-            json.dump(content, file)
-
-
-@pytest.mark.parametrize("where", ["local", "memory"])
-def test_round_trip(tmp_path, where):
-    url = f"{tmp_path}/run" if where == "local" else "memory://surgery/run"
-    pruned = prune_model(digits(), EXAMPLE, REMOVED)
-    write_run(url, pruned, REMOVED)
-    loaded = load_pruned(url + "/")
-    assert not loaded.training
-    assert torch.equal(loaded(images()), pruned(images()))
-    assert loaded.conv1.out_channels == 29
-
-
-def test_other_memory_layouts_and_shared_tensors_are_saved(tmp_path):
-    pruned = prune_model(digits(), EXAMPLE, REMOVED).to(memory_format=torch.channels_last)
-    pruned.bn3.weight = pruned.bn3.bias
-    write_run(str(tmp_path), pruned, REMOVED)
-    loaded = load_pruned(str(tmp_path))
-    torch.testing.assert_close(loaded(images()), pruned(images()))
-
-
-@pytest.mark.parametrize("name", ["run.json", "prune/plan.json", "prune/model.safetensors"])
-def test_missing_and_damaged_files_are_named(tmp_path, name):
-    write_run(str(tmp_path), prune_model(digits(), EXAMPLE, REMOVED), REMOVED)
-    (tmp_path / name).write_text("{")
-    with pytest.raises(JobError, match=str(tmp_path)):
-        load_pruned(str(tmp_path))
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(JobError, match=str(tmp_path)):
-        load_pruned(str(tmp_path))
-    (tmp_path / name).unlink()
-    with pytest.raises(JobError, match=f"{name}: no such file"):
-        load_pruned(str(tmp_path))
-
-
-def test_another_network_than_that_of_the_run(tmp_path):
-    pruned = prune_model(digits(), EXAMPLE, REMOVED)
-    write_run(str(tmp_path), pruned, REMOVED, kwargs={"num_classes": 7})
-    with pytest.raises(JobError, match=r"size mismatch for fc2\.weight"):
-        load_pruned(str(tmp_path))
-    write_run(str(tmp_path), pruned, {**REMOVED, "conv1": [0]})
-    with pytest.raises(
-        JobError, match=r"do not fit the network that shapray\.zoo:digits_cnn makes"
-    ):
-        load_pruned(str(tmp_path))

@@ -23,6 +23,7 @@ def rows(rng, labels):
             "label": labels,
             "n_active": active.sum(axis=1),
             "estimator": np.where(exact, "exact", "permutation"),
+            "sampling": [None if is_exact else "pairs" for is_exact in exact],
             "n_evaluations": [8] * n,
             "n_permutations": [2] * n,
             "value_all": [0.0] * n,

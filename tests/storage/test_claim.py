@@ -1,6 +1,6 @@
 """Who drives a run directory: one at a time, and another only when that one is gone."""
 
-import json
+import itertools
 import multiprocessing
 import os
 import socket
@@ -68,7 +68,7 @@ def test_a_second_driver_is_told_of_the_first(store, hasty):
         with pytest.raises(JobError) as refused, claimed(store):
             pytest.fail("two drivers at once")
         content = store.read_json(CLAIM)
-        for part in (f"process {os.getpid()} on {content['host']}", content["since"], "expires at"):
+        for part in (f"process {os.getpid()} on {content['host']}", content["since"], "renews"):
             assert part in str(refused.value)
         first.check()  # nothing happened to it
     with claimed(store):
@@ -109,8 +109,34 @@ def test_a_dead_drivers_claim_expires(store, hasty):
     assert store.read(CLAIM) is None
 
 
-def test_a_clock_that_is_slow_elsewhere_does_not_keep_others_out(store, hasty):
+def test_a_clock_that_is_fast_elsewhere_does_not_keep_others_out(store, hasty):
     left_by(store, renewed="2999-01-01T00:00:00+00:00", expires="2999-01-01T00:01:00+00:00")
+    with claimed(store):
+        pass
+
+
+def test_a_clock_that_is_slow_elsewhere_costs_no_driver_its_claim(store, hasty):
+    left_by(store, renewed="2001-01-01T00:00:00+00:00", expires="2001-01-01T00:01:00+00:00")
+    content, over = store.read_json(CLAIM), threading.Event()
+
+    def renew():
+        for n in itertools.count():
+            if over.wait(claim.RENEW_SECONDS) or store.read_json(CLAIM)["id"] != "other":
+                return
+            store.publish_json(CLAIM, content | {"renewed": f"2001-01-01T00:00:01.{n:06}+00:00"})
+
+    driver = threading.Thread(target=renew)
+    driver.start()
+    with pytest.raises(JobError, match=r"another driver, process \d+ on far"), claimed(store):
+        pytest.fail("taken over from a living driver")
+    assert driver.is_alive()  # its claim is still its own
+    over.set()
+    driver.join()
+
+
+def test_a_claim_that_this_process_could_not_delete_is_taken_over(store, hasty):
+    """The process lives, so it is the claim that has to show."""
+    left_by(store, machine=claim._machine())
     with claimed(store):
         pass
 
@@ -124,27 +150,45 @@ def test_a_process_of_this_machine_that_has_ended_holds_nothing(store):
         assert store.read_json(CLAIM)["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"expires": "soon"}'])
-def test_a_file_that_is_no_claim_is_replaced(store, content):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[1]",
+        b"null",
+        b"[" * 10**5,
+        b'{"expires": "soon"}',
+        b'{"id": "x", "pid": "1"}',
+    ],
+)
+def test_a_file_that_is_no_claim_is_replaced(store, hasty, content):
     store.publish(CLAIM, content)
     with claimed(store):
-        assert json.loads(store.read(CLAIM))["pid"] == os.getpid()
+        assert store.read_json(CLAIM)["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("taken_over", [True, False])
-def test_a_driver_that_lost_its_claim_stops(store, hasty, taken_over):
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("taken over", "taken over by .* on far"), ("damaged", "no claim"), ("deleted", "deleted")],
+)
+def test_a_driver_that_lost_its_claim_stops(store, hasty, how, message):
     with claimed(store) as mine:
         theirs = store.read_json(CLAIM) | {"id": "other", "host": "far"}
         until = time.monotonic() + 20
         while mine.lost is None and time.monotonic() < until:
-            if taken_over:  # again and again, as it may just have been about to renew its own
+            # again and again, as it may just have been about to renew its own
+            if how == "taken over":
                 store.publish_json(CLAIM, theirs)
+            elif how == "damaged":
+                store.publish(CLAIM, b"[]")
             else:
                 store.remove(CLAIM)
             time.sleep(0.02)
-        with pytest.raises(ClaimLost, match="taken over by .* on far" if taken_over else "deleted"):
+        with pytest.raises(ClaimLost, match=message):
             mine.check()
-    assert (store.read(CLAIM) is not None) == taken_over  # the other's stays
+    assert (store.read(CLAIM) is None) == (how == "deleted")  # another's stays
 
 
 def test_a_claim_that_cannot_be_renewed_is_given_up(s3, tmp_path, hasty):

@@ -1,6 +1,7 @@
-"""The run directory: whole shards or none, what a reader refuses, names and credentials."""
+"""The run directory: whole shards or none, what a reader refuses, names."""
 
-import json
+import datetime
+import io
 import os
 import pickle
 
@@ -8,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shapray.credentials import without_credentials
 from shapray.errors import JobError, StorageError
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import SHARD
@@ -28,6 +28,7 @@ def shard(group=GROUP, ids=IDS, n_units=4):
             "label": [0, None, 2][:n],
             "n_active": [3] * n,
             "estimator": ["exact", "permutation", "exact"][:n],
+            "sampling": [None, "pairs", None][:n],
             "n_evaluations": [8] * n,
             "n_permutations": [0, 2, 0][:n],
             "value_all": [-0.5] * n,
@@ -71,6 +72,28 @@ def test_a_shard_is_plain_parquet_with_the_documented_columns(tmp_path):
     assert types["value_all"] == "double"
     assert types["shapley_value"].startswith("list<")
     assert "float" in types["shapley_value"]
+
+
+def test_a_shard_of_before_the_column_sampling_is_sound(store):
+    """The fingerprint is the same, so a run that was begun then goes on."""
+    path, new = published(store), SHARD.get_field_index("sampling")
+    metadata = pq.read_schema(io.BytesIO(store.read(path))).metadata
+    earlier = SHARD.remove(new).with_metadata(metadata)
+    store.publish_table(path, [shard().drop_columns("sampling")], earlier)
+    table = read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT)
+    assert table.schema.equals(SHARD)
+    assert table["sampling"].null_count == 3
+    assert table.drop_columns("sampling").equals(shard().drop_columns("sampling"))
+
+
+@pytest.mark.parametrize("change", [{"rows": b"three"}, {"rows": b"\xff"}, {"group": b"\xff"}])
+def test_a_shard_that_says_nonsense_of_itself_is_refused(store, change):
+    path = published(store)
+    metadata = dict(pq.read_schema(io.BytesIO(store.read(path))).metadata)
+    metadata |= {f"shapray.{key}".encode(): value for key, value in change.items()}
+    store.publish_table(path, [shard()], SHARD.with_metadata(metadata))
+    with pytest.raises(UnsoundShard):
+        read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT)
 
 
 def test_a_truncated_shard_is_refused(store):
@@ -155,15 +178,32 @@ def test_publishing_again_replaces_the_whole_file(store):
     assert store.read_json("other.json") is None
 
 
-def test_a_run_json_that_is_not_json_is_named(store):
-    store.publish("run.json", b"{")
-    with pytest.raises(JobError, match=r"run\.json is not JSON"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 10**5, "is not JSON"),
+        (b"[1, 2]", r"holds list '\[1, 2\]', not a JSON object"),
+        (b"null", "holds NoneType 'None', not a JSON object"),
+    ],
+)
+def test_a_run_json_that_is_no_json_object_is_named(store, content, message):
+    store.publish("run.json", content)
+    with pytest.raises(JobError, match=rf"run\.json {message}"):
         store.read_json("run.json")
 
 
-def test_an_unknown_file_system_is_the_users_error():
-    with pytest.raises(JobError, match="output: 'nosuch://x/y'"):
-        RunDirectory("nosuch://x/y")
+def test_what_json_does_not_know_is_published_as_text(store):
+    store.publish_json("run.json", {"kwargs": {"since": datetime.date(2020, 1, 2)}})
+    assert store.read_json("run.json") == {"kwargs": {"since": "2020-01-02"}}
+
+
+@pytest.mark.parametrize("url", ["nosuch://x/y", "github://x", "zip://nowhere"])
+def test_a_file_system_that_cannot_be_had_is_the_users_error(url):
+    with pytest.raises(JobError, match=f"output: '{url}' is not a folder or URL"):
+        RunDirectory(url)
 
 
 def test_a_relative_folder_stays_the_same_in_another_folder(tmp_path, monkeypatch):
@@ -172,55 +212,6 @@ def test_a_relative_folder_stays_the_same_in_another_folder(tmp_path, monkeypatc
     monkeypatch.chdir("/")
     pickle.loads(pickle.dumps(store)).publish("run.json", b"{}")
     assert (tmp_path / "runs" / "one" / "run.json").is_file()
-
-
-def test_credentials_do_not_survive():
-    job = {
-        "output": "s3://AKIA123:sEcReT@bucket/run?token=tOkEn&region=eu",
-        "data": {"path": "simplecache::https://host/x.parquet?sig=tOkEn", "kwargs": {"n": 3}},
-        "model": {"kwargs": {"api_key": "sEcReT", "weights": "IMAGENET1K_V2", "classes": [1, 2]}},
-        "local": "runs/a@b/c?d=e",
-    }
-    clean = without_credentials(job)
-    text = json.dumps(clean)
-    assert "sEcReT" not in text
-    assert "tOkEn" not in text
-    assert "AKIA" not in text
-    assert clean["local"] == "runs/a@b/c?d=e"
-    assert clean["data"]["kwargs"] == {"n": 3}
-    assert clean["model"]["kwargs"] == {
-        "api_key": "***",
-        "weights": "IMAGENET1K_V2",
-        "classes": [1, 2],
-    }
-    assert "bucket/run" in clean["output"]
-
-
-def test_credentials_in_messages_do_not_survive():
-    said = [
-        "cannot read s3://AKIA123:sEc/ReT@bucket/x",
-        "made({'aws_secret_access_key': 'sEcReT', 'n': 3}) failed",
-        "connect(token=sEcReT, region='eu')",
-        "get https://host/x?X-Amz-Signature=sEcReT&n=3",
-        "password: sEcReT",
-    ]
-    for message in said:
-        clean = without_credentials(message)
-        assert "sEc" not in clean, clean
-        assert "***" in clean
-        assert "ReT" not in clean, clean
-    for plain in (
-        "http://host:8080/a@b",
-        "s3://bucket/run-1",
-        "the tokens are 3",
-        "key: 3",
-        "NoCredentialsError: Unable to locate credentials",
-    ):
-        assert without_credentials(plain) == plain
-    storage = {"storage_options": {"aws_access_key_id": "AKIA1", "credentials": {"x": "sEcReT"}}}
-    assert without_credentials(storage) == {
-        "storage_options": {"aws_access_key_id": "***", "credentials": "***"}
-    }
 
 
 def test_of_several_creators_one_succeeds(store):

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.trace import fold
 from shapray.errors import NetworkError
 from shapray.network.check import check_group, disagreement
 from shapray.network.consumers import mask_consumers

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from shapray.config import load_job
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
-from shapray.engine.check import check_split
+from shapray.engine.choose import check_split
 from shapray.engine.network_game import NetworkSplit
 from shapray.storage.run_directory import RunDirectory
 

@@ -10,8 +10,8 @@ from networks import Modest, Residual, randomise, twins
 from torch import nn
 
 from shapray.config import Score
-from shapray.engine.fold import fold
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.trace import fold
 from shapray.network.find import find_groups
 from shapray.shapley.estimators import estimate
 

@@ -1,4 +1,4 @@
-"""A network as a torch.fx graph that is quick to run in parts."""
+"""A network traced by torch.fx, its BatchNorms folded in: a graph that is quick to run in parts."""
 
 import copy
 import operator
