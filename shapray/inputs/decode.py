@@ -55,6 +55,22 @@ def decode(image: Any, mode: str) -> Tensor:
     return pixels
 
 
+def was_read_otherwise(image: bytes, mode: str) -> bool:
+    """Whether version 0.1 gave this image other pixels: it converted colour to grey with another
+    library, and kept 16 bits of colour and the colour under a GIF's transparency.
+
+    Args:
+        image: encoded, and sound.
+        mode: that it is read in.
+    """
+    opened = Image.open(io.BytesIO(image), formats=tuple(FORMATS))
+    if opened.format == "GIF" and "transparency" in opened.info:
+        return True
+    colour = opened.mode not in {"1", "L", "LA", "I", *_GREY_16}
+    deep = opened.format == "PNG" and colour and image[24] == 16  # IHDR's bit depth
+    return (mode == "L" and colour) or deep
+
+
 def _channels_first(image: Any) -> Tensor:
     array = np.array(image)
     if array.dtype.kind not in "uif":

@@ -11,7 +11,7 @@ from torchvision.transforms.functional import InterpolationMode, center_crop, re
 
 from shapray.config import Images, Transform
 from shapray.errors import JobError
-from shapray.inputs.decode import decode
+from shapray.inputs.decode import decode, was_read_otherwise
 from shapray.inputs.digest import content_digest, digest
 from shapray.inputs.listing import Reader
 from shapray.inputs.sources import open_source
@@ -73,10 +73,18 @@ class ImageSet:
         return self._digests
 
     def digest(self) -> str:
-        """Hex SHA-256 of everything that reaches the network: ids, labels, content, transform."""
+        """Hex SHA-256 of everything that reaches the network: ids, labels, content, transform.
+
+        Where the first image says that an earlier version read such images otherwise, the way they
+        are decoded is part of it, so that a run begun then is another job.
+        """
         labels = None if self.labels is None else self.labels.tolist()
         transform = self._transform.model_dump(mode="json")
-        return digest([self.ids, labels, self.content_digests(), transform])
+        parts: list[Any] = [self.ids, labels, self.content_digests(), transform]
+        (first,) = self._read(0, 1)
+        if isinstance(first, bytes) and was_read_otherwise(first, self._transform.mode):
+            parts.append("Pillow")
+        return digest(parts)
 
     def _read(self, first: int, last: int) -> list[Any]:
         try:

@@ -1,5 +1,6 @@
 """Image sets: subsets, transforms, digests, other processes."""
 
+import io
 import os
 import pickle
 import subprocess
@@ -8,6 +9,8 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import (
@@ -23,6 +26,7 @@ from PIL import Image as Pillow
 
 from shapray.config import Images, Transform
 from shapray.errors import JobError
+from shapray.inputs.digest import digest
 from shapray.inputs.images import check_disjoint, check_labels, open_images
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +188,16 @@ def test_shipped_digits():
     found = sets["evaluation"].load(0, 400)
     assert found.shape == (400, 1, 8, 8)
     assert float(found.max()) == pytest.approx(240 / 255)
+
+
+def test_a_run_begun_before_is_another_job_only_where_its_pixels_were_others(tmp_path):
+    """The digest of grey images, and of colour ones in RGB, is what version 0.1 made of them."""
+    for kind, mode, same in (("L", "L", True), ("RGB", "RGB", True), ("RGB", "L", False)):
+        path = tmp_path / f"{kind}-{mode}.parquet"
+        encoded = io.BytesIO()
+        Pillow.new(kind, (4, 4), 100).save(encoded, "PNG")
+        pq.write_table(pa.table({"image": [encoded.getvalue()], "label": [0]}), path)
+        transform = Transform(mode=mode)
+        images = open_images(Images(source="parquet", path=str(path)), transform, KEY)
+        before = digest([["0"], [0], images.content_digests(), transform.model_dump(mode="json")])
+        assert (images.digest() == before) == same
