@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from shapray.config import Images, Transform
 from shapray.errors import JobError
@@ -109,10 +108,11 @@ class ImageSet:
             ) from error
         if transform.resize is not None:
             size = transform.resize
-            pixels = resize(
+            functional = _torchvision()
+            pixels = functional.resize(
                 pixels,
                 [size] if isinstance(size, int) else list(size),
-                InterpolationMode.BILINEAR,
+                functional.InterpolationMode.BILINEAR,
                 antialias=True,
             )
         if transform.crop is not None:
@@ -121,7 +121,7 @@ class ImageSet:
                     f"{self.key}: {self._name(position)} is {_by(pixels.shape[1:])} pixels before "
                     f"the transform's crop; a side of {transform.crop} does not fit in"
                 )
-            pixels = center_crop(pixels, [transform.crop, transform.crop])
+            pixels = _torchvision().center_crop(pixels, [transform.crop, transform.crop])
         size_found = tuple(pixels.shape[1:])
         if self._size is not None and size_found != self._size:
             raise JobError(
@@ -135,6 +135,13 @@ class ImageSet:
         if transform.std is not None:
             scaled = scaled / torch.tensor(transform.std).view(-1, 1, 1)
         return scaled
+
+
+def _torchvision() -> Any:
+    """Imported where it is used: it takes as long as torch itself, and most jobs do without it."""
+    from torchvision.transforms import functional  # noqa: PLC0415
+
+    return functional
 
 
 def open_images(images: Images, transform: Transform, key: str) -> ImageSet:

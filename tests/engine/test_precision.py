@@ -49,8 +49,8 @@ class Stopwatch:
 
     def __call__(self, game: NetworkGame) -> float:
         slow = 100.0 if len(self.asked) in self.slow_moments else 1.0
-        self.asked.append((game.network.group.name, game.network.dtype))
-        return slow * (self.share if game.network.dtype == torch.bfloat16 else 1.0)
+        self.asked.append((game.split.group.name, game.split.dtype))
+        return slow * (self.share if game.split.dtype == torch.bfloat16 else 1.0)
 
 
 def choose(network: Case, names: Sequence[str], *stopwatch: Stopwatch) -> str:

@@ -104,6 +104,7 @@ def test_pickles_small_and_works_from_another_folder(tmp_path, monkeypatch):
         import pickle, sys, torch
         sets = pickle.load(sys.stdin.buffer)
         found = [images.load(1, 3) for images in sets], [images.digest() for images in sets]
+        assert "torchvision" not in sys.modules, "every worker would wait for it"
         sys.stdout.buffer.write(pickle.dumps(found))
     """
     done = subprocess.run(
