@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import BaseModel
-from rich.console import Console
 from torch import Tensor, nn
 
 from shapray.arguments import (
@@ -32,6 +31,7 @@ from shapray.arguments import (
 from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
 from shapray.config import Prune, Score
+from shapray.driver.console import PlainConsole
 from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
 from shapray.driver.progress import meter
@@ -161,7 +161,7 @@ def score(
             names = [group.name for group in scored]
             about("estimator", lambda: check_enumerable(n_active, held.ids, names))
         make = functools.partial(InMemoryWorker, copied, scored, held, asked, cluster)
-        console = Console(quiet=not progress, markup=False, emoji=False, highlight=False)
+        console = PlainConsole(quiet=not progress)
         with _threads_kept(), open_pool(make, cluster, in_process=workers is None) as pool:
             precision = _precision(pool, asked)
             tasks = group_tasks(scored, tail_macs, n_active, asked, cluster, precision)

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from shapray.config import load_job
 from shapray.credentials import without_credentials
+from shapray.driver.console import PlainConsole
 from shapray.driver.preview import preview
 from shapray.driver.stages import run
 from shapray.errors import ClusterError, JobError, StorageError, TasksFailed
 from shapray.storage.claim import ClaimLost
+from shapray.text import shown
 
 DONE, INPUT_WRONG, TASKS_FAILED, INTERRUPTED = 0, 2, 3, 130
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "TIME (90s, 30min, 2h, 1d)",
     )
     options = parser.parse_intermixed_args(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     try:
         job = load_job(options.job, options.overrides)
         if options.plan or options.budget is not None:
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stop(status: int, message: Any) -> int:
-    print(f"shapray: {without_credentials(str(message))}", file=sys.stderr)
+    print(f"shapray: {shown(without_credentials(str(message)))}", file=sys.stderr)
     return status
 
 

@@ -1,15 +1,24 @@
 """Numbers and errors in words, for messages."""
 
 import math
+import re
 from collections.abc import Sequence
 
 N_NAMED = 4  # in a message, before "and n more"
+# Control characters but the new line, and those that turn the direction of writing.
+_OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def one_line(error: Exception) -> str:
     """An error's class and the beginning of its message, for a group's reason."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def shown(text: str, encoding: str = "utf-8") -> str:
+    """`text` for a terminal: what that would obey and what its encoding lacks, as escapes."""
+    harmless = _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return harmless.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ import re
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from shapray.config import Job
@@ -44,7 +43,10 @@ def preview(job: Job, budget: str | None, show: bool, console: Console) -> Job:
     if seconds is not None and not show:
         begun = _begun_with(job)
         if begun is not None:
-            console.print(f"--budget: {job.output} was begun with {begun} permutations; goes on")
+            console.print(
+                f"--budget: the run in {job.output} was begun with {begun} permutations per image, "
+                "and goes on with them"
+            )
             return _with_permutations(job, begun)
     timed = [job.score.permutations]
     if seconds is not None:
@@ -54,9 +56,9 @@ def preview(job: Job, budget: str | None, show: bool, console: Console) -> Job:
     if seconds is not None:
         prediction = fitting(forecast, seconds)
         n, n_workers = prediction.permutations, forecast.n_workers
-        more = "the most that are tried"
+        more = "no job is given more"
         if n < MAX_PERMUTATIONS:
-            more = f"{n + 2}: {duration(forecast.at(n + 2).seconds(n_workers))}"
+            more = f"{n + 2} would take {duration(forecast.at(n + 2).seconds(n_workers))}"
         console.print(
             f"--budget {budget}: {n} permutations per image, predicted to take "
             f"{duration(prediction.seconds(n_workers))} with {n_workers} "
@@ -92,16 +94,15 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
     job, n_images = planned.setup.job, len(planned.setup.calibration)
     console.print(
         f"{job.name}: a plan; nothing is scored, nothing is written. {n_images:,} calibration and "
-        f"{len(planned.setup.evaluation):,} evaluation images, the price of "
-        f"{prediction.permutations} permutations where images are sampled, {survey.precision}",
-        markup=False,
+        f"{len(planned.setup.evaluation):,} evaluation images; a sampled image costs as much as "
+        f"{prediction.permutations} permutations of its active units would; {survey.precision}",
     )
     console.print(_groups(prediction))
     excluded = [group for group in planned.groups if group.reason is not None]
     if excluded:
         console.print("not scored:")
         for group in excluded:
-            console.print(f"  {group.name} ({group.n_units} units): {group.reason}", markup=False)
+            console.print(f"  {group.name} ({group.n_units} units): {group.reason}")
     console.print(_stages(prediction))
     console.print(_times(forecast, prediction))
     n_bytes = sum(group.table_bytes for group in prediction.groups)
@@ -117,7 +118,6 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
         f"{job.cluster.cpus_per_worker} thread{'s' * (job.cluster.cpus_per_worker > 1)} per "
         "worker, on a few coalitions of a few images of each group. Waiting for storage, other "
         "work on the machine and workers that share its memory are not in it.",
-        markup=False,
     )
 
 
@@ -130,7 +130,7 @@ def _groups(prediction: Prediction) -> Table:
     groups = prediction.groups
     for group in groups:
         table.add_row(
-            escape(group.name),
+            group.name,
             f"{group.n_units:,}",
             f"{group.n_active:.1f}",
             f"{group.exact:.1%}",

@@ -1,5 +1,6 @@
-"""How far a stage is: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""How far a stage is: a bar on a terminal and in a notebook, else a plain line now and then."""
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,13 +36,13 @@ class Meter:
         self.n_done, self.done = 0, 0.0
         self.start = self.shown = time.monotonic()
         self.bar: Progress | None = None
-        if console.is_terminal:
+        if _can_change_what_it_shows(console):
             self.bar = Progress(
-                TextColumn("{task.description:<10}"),
+                TextColumn("{task.description:<10}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 transient=True,
             )
@@ -70,12 +71,21 @@ class Meter:
         return (time.monotonic() - self.start) * (self.total - self.done) / self.done
 
     def _note(self, counts: Counts) -> str:
-        parts = [f"{counts.n_workers} workers", f"{self.tasks_per_second:.3g} tasks/s"]
+        parts = ["workers are starting"]
+        if counts.n_workers:
+            workers = f"{counts.n_workers} worker{'s' * (counts.n_workers > 1)}"
+            parts = [workers, f"{self.tasks_per_second:.3g} tasks/s"]
         if counts.n_failed:
             parts.insert(0, f"{counts.n_failed} failed")
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
         return ", ".join(parts)
+
+
+def _can_change_what_it_shows(console: Console) -> bool:
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextmanager

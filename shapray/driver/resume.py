@@ -37,7 +37,7 @@ def missing_tasks(plan: Plan, tasks: list[ScoreTask], console: Console) -> list[
     for task, reason in reasons.items():
         if reason is not None:
             path = shard_path(task.group, task.first, task.last)
-            console.print(f"score: {path} is computed again: {reason}", markup=False)
+            console.print(f"score: {path} is computed again: {reason}")
     sound = {task for task, reason in reasons.items() if reason is None}
     console.print(f"score: {len(sound)} of {len(tasks)} shards are there already")
     return [task for task in tasks if task not in sound]

@@ -51,7 +51,7 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
     }
     columns = {"before": metrics["before"], "after": metrics["after"]}
     if random:
-        columns["random, mean"] = random
+        columns[f"random, mean of {len(metrics['random'])}"] = random
     table = Table(box=box.SIMPLE)
     table.add_column("", style="bold")
     for name in columns:
@@ -67,5 +67,4 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
     console.print(table)
     console.print(
         f"{metrics['before']['n_images']:,} evaluation images; all files are in {store.shown}",
-        markup=False,
     )

@@ -1,5 +1,6 @@
 """What Prometheus would read from a node while a run's driver is alive."""
 
+import io
 import json
 import re
 import socket
@@ -11,10 +12,12 @@ import pytest
 import ray
 from tiny import start_ray, write_job
 
-from shapray.cluster.metrics import NAMES
+from shapray.cluster.metrics import NAMES, Metrics
 from shapray.cluster.ray_pool import RayPool
 from shapray.config import Cluster
 from shapray.driver import record
+from shapray.driver.console import PlainConsole
+from shapray.driver.crew import Crew
 from shapray.run import main
 
 pytestmark = pytest.mark.cluster
@@ -67,6 +70,12 @@ def test_a_runs_metrics_are_exported(endpoint, tmp_path):
     scrape_until(endpoint, ("shapray_workers", None), 0)  # the run is over
 
 
+def test_a_group_whose_name_is_not_ascii_is_exported_with_escapes(endpoint, caplog):
+    Metrics().shard("größe/猫", 30, 2.0, 100)
+    scrape_until(endpoint, ("shapray_coalitions_per_second", r"gr\\xf6\\xdfe/\\u732b"), 15)
+    assert caplog.text == ""
+
+
 def test_the_record_tells_while_tasks_are_done(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "REFRESH_SECONDS", 0.05)
     job, path, seen = write_job(tmp_path), tmp_path / "out" / "run.json", []
@@ -106,7 +115,8 @@ def test_what_failed_is_counted_and_every_name_is_exported(endpoint):
         cost = 1.0
 
     pool = RayPool(Clumsy, Cluster(workers=1))
-    failures = pool.run("fail", [Task(), Task(), Task()], print)
+    crew = Crew(pool, PlainConsole(io.StringIO()), Metrics())
+    failures = crew.do("fail", [Task(), Task(), Task()], print)
     pool.close()
     assert len(failures) == 3
     scrape_until(endpoint, ("shapray_tasks_failed_total", "fail"), 3)
