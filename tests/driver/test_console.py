@@ -70,7 +70,7 @@ def test_names_are_shown_as_they_are_or_as_escapes(in_table, encoding):
 
 def test_the_command_shows_names_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    job = write_job(tmp_path, name=NAME, model={"factory": "test_console:OddlyNamed"})
+    job = write_job(tmp_path, name=NAME, model={"factory": f"{__name__}:OddlyNamed"})
     options = [str(job), "output=memory://odd/[b]out[/b]", "data.calibration.limit=4"]
     assert main([*options, "--plan"]) == 0
     plan = capsys.readouterr().out
