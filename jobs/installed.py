@@ -26,7 +26,7 @@ def example() -> str:
 
 def main() -> None:
     where = Path(shapray.__file__).parent
-    assert REPOSITORY not in where.parents, f"{where} is the checkout, not an installed package"
+    assert where != REPOSITORY / "shapray", f"{where} is the checkout, not an installed package"
     modules = [module.name for module in pkgutil.walk_packages([str(where)], "shapray.")]
     for name in modules:
         importlib.import_module(name)

@@ -8,7 +8,7 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,10 +23,12 @@ from shapray.arguments import (
     kind_of,
     labels_of,
     named_as_arguments,
+    network_of,
     pixels_of,
     scorable,
     section_of,
     sections,
+    without_sections,
 )
 from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
@@ -38,6 +40,7 @@ from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.choose import choose_groups
 from shapray.inputs.images import check_labels
+from shapray.network.check import check_group
 from shapray.network.consumers import count_active
 from shapray.network.find import find_groups
 from shapray.network.group import Group
@@ -47,6 +50,7 @@ from shapray.pruning.cuts import ranking_scores
 from shapray.pruning.evaluate import Tally, count_macs, tally
 from shapray.pruning.ranking import plan_removal
 from shapray.shapley.estimators import check_enumerable
+from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
 from shapray.worker.in_memory import InMemoryWorker, Rows
 from shapray.worker.tasks import PrecisionTask
@@ -54,6 +58,7 @@ from shapray.worker.tasks import PrecisionTask
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
 IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
+CHOOSING = ("rank_by", "scope", "min_units", "round_to")  # keys of a plan beside its ratio
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,7 +140,8 @@ def score(
         **settings: any key of the job file's `score` and `cluster` sections by its name:
             `value`, `estimator`, `permutations`, `exact_max_players`, `target_standard_error`,
             `precision`, `seed`, `device`, `images_per_task`, `memory_per_worker`,
-            `cpus_per_worker` (threads), `gpus_per_worker`.
+            `cpus_per_worker` (threads of a worker, and of this process without workers; 1 unless
+            told otherwise), `gpus_per_worker`.
     Raises:
         ValueError: an argument is wrong; names it.
         RuntimeError: scoring failed; names group and images.
@@ -147,11 +153,14 @@ def score(
         few = held.pixels[:CHECK_IMAGES]
         n_classes = about("model", lambda: probe(copied, few))
         check_labels(held.labels, held.ids, n_classes, "labels")
-        if n_classes == 1 and asked.value == "logit_margin":
-            raise ValueError("value: logit_margin needs two outputs to compare; the network has 1")
+        about("value", lambda: check_outputs(asked.value, n_classes))
         found = about("model", lambda: find_groups(copied, few[:1]))
         checked, tail_macs = about(
             "groups", lambda: choose_groups(copied, found, few, asked.groups, asked.seed)
+        )
+        checked = tuple(
+            replace(group, reason=group.reason and without_sections(group.reason))
+            for group in checked
         )
         scored = [group for group in checked if group.reason is None]
         n_active = np.concatenate(
@@ -189,9 +198,11 @@ def plan(scores: Scores, ratio: float = 0.3, **settings: Any) -> dict[str, list[
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    with named_as_arguments():
-        asked = section_of(Prune, settings | {"ratio": ratio})
-        return plan_removal(ranking_scores(scores.scores, asked.rank_by), asked)
+    unknown = settings.keys() - set(CHOOSING)
+    if unknown:
+        raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(CHOOSING)}")
+    asked = section_of(Prune, settings | {"ratio": ratio})
+    return plan_removal(ranking_scores(scores.scores, asked.rank_by), asked)
 
 
 def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> nn.Module:
@@ -202,15 +213,23 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
         cut: group -> units to remove, from `plan` or of your own.
         example: one image, (1, channels, height, width), with which the network is traced.
     Raises:
-        ValueError: no such group, units out of range or twice, all units of a group, or units that
-            cannot go without others.
+        ValueError: no such group, one that `score` excludes, units out of range or twice, all units
+            of a group, or units that cannot go without others.
     """
     if not isinstance(example, Tensor) or example.ndim != 4 or len(example) != 1:
         raise ValueError(
             f"example: one image (1, channels, height, width) is needed, found {kind_of(example)}; "
             "images[:1] is one"
         )
-    return about("cut", lambda: prune_model(model, example.to(_device(model)), cut))
+    network = network_of(model)
+    copied, image = scorable(network), pixels_of(example)
+    about("example", lambda: probe(copied, image))
+    for group in find_groups(copied, image):
+        if cut.get(group.name):
+            reason = group.reason or check_group(copied, group, image, seed=0)
+            if reason is not None:
+                raise ValueError(f"cut: group '{group.name}' cannot be cut: {reason}")
+    return about("cut", lambda: prune_model(network, example.to(_like(network)), cut))
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -> Quality:
@@ -223,25 +242,26 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    pixels, device = pixels_of(images), _device(model)
+    network, pixels = copy.deepcopy(network_of(model)).eval(), pixels_of(images)
     targets = labels_of(labels, len(pixels))
     if targets is None:
         raise ValueError("labels: None, and accuracy is measured with them")
-    network = copy.deepcopy(model).eval()
-    example = pixels[:1].to(device)
-    with torch.no_grad():
-        n_classes = network(example).shape[1]
-    check_labels(targets, [str(i) for i in range(len(pixels))], n_classes, "labels")
+    own = _like(network)
+    pixels, example = pixels.to(own.dtype), pixels[:1].to(own)
+    n_classes = about("images", lambda: probe(network, example))
+    with named_as_arguments():
+        check_labels(targets, [str(i) for i in range(len(pixels))], n_classes, "labels")
     total = Tally(0, 0, 0.0)
     for part, of_part in zip(pixels.split(IMAGES_AT_ONCE), targets.split(IMAGES_AT_ONCE)):
-        total += tally(network, part, of_part, device)
+        total += tally(network, part, of_part, own.device)
     parameters, multiply_adds = count_macs(network, example)
     return Quality(total.top1, total.loss, parameters, multiply_adds, total.n)
 
 
-def _device(model: nn.Module) -> torch.device:
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
+def _like(network: nn.Module) -> Tensor:
+    """A tensor of the type and on the device that a network's images are to have."""
+    tensors = [*network.parameters(), *network.buffers(), torch.zeros(())]
+    return next(tensor for tensor in tensors if tensor.is_floating_point())
 
 
 @contextmanager

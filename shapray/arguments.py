@@ -11,13 +11,17 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from shapray.config import Cluster, Score, explain
+from shapray.config import Cluster, Prune, Score, explain
 from shapray.errors import JobError
 from shapray.shapley.values import WITHOUT_LABELS
 from shapray.worker.in_memory import ImagesInMemory
 
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
+_SECTIONS: dict[str, type[BaseModel]] = {"score": Score, "cluster": Cluster, "prune": Prune}
+_KEYS = re.compile(  # a section in front of one of its keys; a module may be called as it, too
+    "|".join(rf"\b{name}\.(?=(?:{'|'.join(of.model_fields)})\b)" for name, of in _SECTIONS.items())
+)
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def named_as_arguments() -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        raise ValueError(_without_sections(str(error))) from error
+        raise ValueError(without_sections(str(error))) from error
 
 
 def section_of(section: type[S], keys: Mapping[str, Any]) -> S:
@@ -42,11 +46,12 @@ def about(argument: str, check: Callable[[], T]) -> T:
     try:
         return check()
     except ValueError as error:
-        raise ValueError(f"{argument}: {_without_sections(str(error))}") from error
+        raise ValueError(f"{argument}: {without_sections(str(error))}") from error
 
 
-def _without_sections(text: str) -> str:
-    return re.sub(r"\b(?:score|cluster|prune)\.(?=[a-z_]+\b)", "", text)
+def without_sections(text: str) -> str:
+    """A message about a job's keys as one about arguments."""
+    return _KEYS.sub("", text)
 
 
 def sections(
@@ -64,6 +69,8 @@ def sections(
     of_cluster = Cluster.model_fields.keys() & settings.keys()
     given = {} if workers is None else {"workers": workers}
     cluster = section_of(Cluster, {key: settings[key] for key in of_cluster} | given)
+    if not isinstance(groups, str | Sequence) or not groups:
+        raise ValueError(f"groups: a glob pattern or several are needed, found {groups!r}")
     patterns = [groups] if isinstance(groups, str) else list(groups)
     rest = {key: value for key, value in settings.items() if key not in of_cluster}
     return section_of(Score, rest | {"groups": patterns}), cluster
@@ -94,7 +101,9 @@ def in_memory(
 
 def pixels_of(images: Any) -> Tensor:
     """(n, channels, height, width) float32 on the CPU."""
-    pixels = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    pixels = images
+    if isinstance(images, np.ndarray) and images.dtype.kind in "fiu":
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
     if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not len(pixels):
         raise ValueError(
             f"images: a tensor (n, channels, height, width) is needed, found {kind_of(images)}"
@@ -107,21 +116,24 @@ def pixels_of(images: Any) -> Tensor:
     wrong = (~pixels.flatten(1).isfinite().all(1)).nonzero()
     if len(wrong):
         raise ValueError(f"images: number {int(wrong[0])} holds values that are not finite")
-    return pixels.detach().to("cpu", torch.float32)
+    return pixels.detach().to("cpu", torch.float32, copy=True)
 
 
 def labels_of(labels: Any, n_images: int) -> Tensor | None:
     """(n_images,) int64 on the CPU, or None."""
     if labels is None:
         return None
-    found = torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels)
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+    try:
+        found = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    except (ValueError, TypeError) as error:
+        raise ValueError("labels: not one list of integers from 0") from error
+    if found.dtype.kind not in "iu":
         raise ValueError(f"labels: their type is {found.dtype}; integers from 0 are needed")
     if found.shape != (n_images,):
-        raise ValueError(f"labels: shape {tuple(found.shape)} for {n_images} images")
+        raise ValueError(f"labels: shape {found.shape} for {n_images} images")
     if found.min() < 0:
-        raise ValueError(f"labels: {int(found.min())} is among them; labels are integers from 0")
-    return found.detach().to("cpu", torch.int64)
+        raise ValueError(f"labels: {found.min()} is among them; labels are integers from 0")
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def kind_of(value: Any) -> str:
@@ -133,6 +145,11 @@ def kind_of(value: Any) -> str:
 
 def scorable(model: nn.Module) -> nn.Module:
     """A copy in eval mode, float32, on the CPU."""
+    return copy.deepcopy(network_of(model)).to("cpu", torch.float32).eval()
+
+
+def network_of(model: Any) -> nn.Module:
+    """Raises ValueError for what is no network."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: a torch.nn.Module is needed, found {kind_of(model)}")
-    return copy.deepcopy(model).to("cpu", torch.float32).eval()
+    return model

@@ -9,7 +9,8 @@ HIDDEN = "***"  # what stands in its place
 _SECRET = r"secret|passw(?:or)?d|token(?![a-z_])|credential|(?:access|account|api|private)_?key"
 _SECRET_KEY = re.compile(rf"{_SECRET}|(?:^|_)key$", re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(
-    rf"""((?:\w*)(?:{_SECRET})\w*(?<!Error)['"]?\s*[:=]\s*)(['"]?)[^\s'",;)}}\]]+""", re.IGNORECASE
+    rf"""((?<!\w)\w*?(?:{_SECRET})\w*(?<!Error)['"]?\s*[:=]\s*)(['"]?)[^\s'",;)}}\]]+""",
+    re.IGNORECASE,
 )
 
 # Names that mean a credential and nothing else, and names that may mean one.
@@ -22,7 +23,7 @@ _ALONE = {"key", "token"}
 _MAYBE = re.compile(r"(?:key|token)s?(?![a-z])", re.IGNORECASE)
 _GENERATED = re.compile(r"(?=.*[a-zA-Z])(?=.*\d)(?!.*://)\S{16,}")  # as keys are, and words are not
 _CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_ASSIGNED = re.compile(r"""(([\w-]+)['"]?\s*[:=]\s*['"]?)([^\s'",;)}\]]+)""")
+_ASSIGNED = re.compile(r"""((?<![\w-])([\w-]+)['"]?\s*[:=]\s*['"]?)([^\s'",;)}\]]+)""")
 
 
 def without_credentials(value: Any) -> Any:

@@ -9,7 +9,7 @@ from shapray.cluster.attempt import Trouble, attempt
 from shapray.cluster.needs import worker_needs
 from shapray.cluster.pool import Counts, Failure, Task, costly_first, ignore, set_aside
 from shapray.config import Cluster
-from shapray.errors import StorageError
+from shapray.errors import JobError, StorageError
 
 
 class LocalPool:
@@ -26,6 +26,11 @@ class LocalPool:
 
     def __init__(self, make: Callable[[str], Any], cluster: Cluster) -> None:
         self.device, _ = worker_needs(cluster, torch.cuda.is_available(), "this machine")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise JobError(
+                f"cluster.gpus_per_worker: {cluster.gpus_per_worker:g} asked for, and this machine "
+                "has no GPU"
+            )
         made = attempt(make, self.device)
         if isinstance(made, Trouble):
             raise made.not_set_up()

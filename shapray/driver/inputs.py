@@ -11,7 +11,7 @@ from shapray.inputs.model import build_model
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import ForwardError, probe
-from shapray.shapley.values import WITHOUT_LABELS
+from shapray.shapley.values import WITHOUT_LABELS, check_outputs
 from shapray.storage.run_directory import RunDirectory
 
 CHECK_IMAGES = 4  # on which a network is probed, and masked and pruned must agree
@@ -66,8 +66,10 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
         raise JobError(f"model.factory: {error}{_mode_hint(error, images)}") from error
     check_labels(calibration.labels, calibration.ids, n_classes, "data.calibration")
     check_labels(evaluation.labels, evaluation.ids, n_classes, "data.evaluation")
-    if n_classes == 1 and job.score.value == "logit_margin":
-        raise JobError("score.value: logit_margin needs two outputs to compare; the network has 1")
+    try:
+        check_outputs(job.score.value, n_classes)
+    except ValueError as error:
+        raise JobError(f"score.value: {error}") from error
     return Inputs(job, model, tuple(groups), n_classes, calibration, evaluation, store)
 
 

@@ -1,9 +1,8 @@
 """A group on images as a fast game: the head runs once an image, the tail once a coalition.
 
-Imports `shapley`, `network` and the columns of a shard. Start with `score.score_images`.
+Imports `shapley`, `network`, `errors` and `text`. Start with `score.score_images`.
 
 `choose` says which groups are scored, and why the others are not; `trace` makes a torch.fx graph of
 the network, or says why it cannot; `split` cuts the graph in head and tail; `network_game`
-evaluates coalitions, by `sums` where a group allows it; `precision` chooses bfloat16 or float32;
-`rows` makes a shard's table.
+evaluates coalitions, by `sums` where a group allows it; `precision` chooses bfloat16 or float32.
 """

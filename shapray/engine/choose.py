@@ -76,7 +76,7 @@ def check_split(split: NetworkSplit, model: nn.Module, images: Tensor, seed: int
     coalition = torch.zeros(game.n_players, dtype=torch.bool)
     coalition[joined] = True
     with torch.inference_mode(), mask_consumers(model, split.group, coalition):
-        right = model(images)
+        right = model(images.clone())  # it may change its input
     for n in sorted({len(images), 1}):  # an image by itself goes another way into the tail
         alone = game if n == len(images) else split.game(images[:n], None, "neg_kl_divergence")
         every = torch.arange(n)

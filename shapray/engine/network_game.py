@@ -28,7 +28,7 @@ class NetworkSplit:
     """A network prepared for the coalitions of one group; serves any number of images.
 
     Args:
-        folded: from `fold.fold`; an fx graph, or any module where tracing failed.
+        folded: from `trace.fold`; an fx graph, or any module where tracing failed.
         group: a scored group.
         example: (1, channels, height, width) image.
         precision: of the tail, "float32" or "bfloat16"; its last linear layer, the value and all

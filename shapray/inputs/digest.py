@@ -27,6 +27,11 @@ def weights_digest(model: nn.Module) -> str:
 def content_digest(image: Any) -> str:
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
-    array = image.numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        if image.dtype == torch.bfloat16:  # which NumPy lacks
+            image = image.contiguous().view(torch.int16)
+        image = image.numpy()
+    array = np.asarray(image)
     header = f"{array.dtype} {array.shape};".encode()
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -30,9 +30,9 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
         coalition[units] = False
         with torch.no_grad():
             with mask_consumers(model, group, coalition):
-                masked = model(images)
+                masked = model(images.clone())  # it may change its input
             try:
-                pruned = prune_model(model, images[:1], {group.name: units})(images)
+                pruned = prune_model(model, images[:1], {group.name: units})(images.clone())
             except Exception as error:  # a misread network fails in any way; the job goes on
                 return f"pruning fails: {one_line(error)}"
         removed = f"with {len(units)} of {group.n_units} units removed"

@@ -4,10 +4,10 @@ Everything that is computed later rests on that, and nothing computed later woul
 not so: values would be those of no image, or of other probabilities than the network's.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,15 +56,22 @@ def probe(model: nn.Module, images: Tensor) -> int:
             "it is a TorchScript network, whose channels cannot be followed or cut; give the "
             "nn.Module that it was made from"
         )
-    _forward(model, images[:1])  # if it fails, its words are about one image
-    outputs = _forward(model, images)
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
-        raise NetworkError(
-            f"the network must return {_LOGITS}; for {len(images)} images it returns "
-            f"{_in_words(outputs)}"
-        )
+    images = images.detach()
+    for some in (images[:1], images):  # one by itself first: what is said is then about one
+        outputs = _forward(model, some)
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(some):
+            raise NetworkError(
+                f"the network must return {_LOGITS}; for {len(some)} image{'s' * (len(some) > 1)} "
+                f"it returns {_in_words(outputs)}"
+            )
     if not outputs.is_floating_point():
         raise NetworkError(f"the network must return {_LOGITS}; it returns {outputs.dtype}")
+    for wrong, value in ((outputs.isnan(), "NaN"), (outputs == 0, "0")):
+        if wrong.all():
+            raise NetworkError(
+                f"all the network's outputs are {value} for the first {len(images)} images, so "
+                "nothing about it can be told"
+            )
     _logits(model, images, outputs)
     with torch.no_grad():
         _same_each_time(model, images[:1])
@@ -73,9 +80,12 @@ def probe(model: nn.Module, images: Tensor) -> int:
 
 
 def _forward(model: nn.Module, images: Tensor) -> Any:
+    """What the network makes of a copy of the images, as it may change its input."""
+    with torch.no_grad(), contextlib.suppress(Exception):  # asked for its words below
+        return model(images.clone())
     with _at_work(model) as where, torch.no_grad():
         try:
-            return model(images)
+            return model(images.clone())
         except Exception as error:  # the user's code: whatever it says is the message
             name, module = where()
             place = f"in {name}, a {type(module).__name__}" if name else "in its own forward"
@@ -86,7 +96,7 @@ def _forward(model: nn.Module, images: Tensor) -> Any:
             ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _at_work(model: nn.Module) -> Iterator[Callable[[], tuple[str, nn.Module]]]:
     """Tells which module was innermost when an exception left the forward pass."""
     names = {module: name for name, module in model.named_modules()}
@@ -138,7 +148,11 @@ def _logits(model: nn.Module, images: Tensor, outputs: Tensor) -> None:
 def _last_operation(model: nn.Module, images: Tensor) -> str:
     """Name of the operation that made the outputs, as autograd knows it; empty if it does not."""
     with torch.inference_mode(False), torch.enable_grad():
-        outputs = model(images[:1].detach().clone().requires_grad_(True))
+        image = images[:1].detach().clone().requires_grad_(True)
+        try:
+            outputs = model(image.clone())  # what is given may be changed in place
+        except Exception:  # a forward that cannot have gradients
+            return ""
     return outputs.grad_fn.name() if outputs.grad_fn is not None else ""
 
 
@@ -157,7 +171,7 @@ def _in_float64(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, fl
 def _runs(model: nn.Module, images: Tensor) -> bool:
     """Whether a network takes what it was perhaps not made for, and gives back its type."""
     try:
-        return bool(model(images).dtype == images.dtype)
+        return bool(model(images.clone()).dtype == images.dtype)
     except Exception:  # a constant in float32, an assertion about the pixels: anything
         return False
 
@@ -170,9 +184,9 @@ def _strangers(images: Tensor) -> Tensor:
 
 
 def _same_each_time(model: nn.Module, image: Tensor) -> None:
-    first = model(image)
+    first = model(image.clone())
     for _ in range(REPEATS):
-        apart = _apart(model(image), first)
+        apart = _apart(model(image.clone()), first)
         if apart > REPEAT_TOLERANCE:
             raise NetworkError(
                 f"the network's outputs differ from one time to the next for the same image, by "
@@ -184,9 +198,9 @@ def _same_each_time(model: nn.Module, image: Tensor) -> None:
 def _each_alone(model: nn.Module, images: Tensor, tolerance: float) -> None:
     strangers = _strangers(images)
     batch = torch.cat([images, strangers]) if _runs(model, strangers) else images
-    together = model(batch)
+    together = model(batch.clone())
     for place in range(len(images)):
-        apart = _apart(together[place], model(images[place : place + 1])[0])
+        apart = _apart(together[place], model(images[place : place + 1].clone())[0])
         if apart > tolerance:
             raise NetworkError(
                 "the network's output for an image depends on the other images of the batch: alone "

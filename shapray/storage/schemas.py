@@ -1,6 +1,6 @@
 """The columns of every table of a run.
 
-A shard's are filled in `engine.rows`; `storage.shards` accepts those of earlier versions, too.
+A shard's are filled in `worker.rows`; `storage.shards` accepts those of earlier versions, too.
 """
 
 import pyarrow as pa

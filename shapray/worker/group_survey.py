@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from shapray.config import Score
 from shapray.engine.network_game import NetworkGame, NetworkSplit
-from shapray.engine.rows import shard_table
 from shapray.network.group import Group
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS, Estimate, estimate, is_exact
 from shapray.shapley.pairs import Pairs, in_pairs
@@ -22,6 +21,7 @@ from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import CLASS_SCORES, SCORES
 from shapray.storage.shards import publish_shard, read_shard
 from shapray.worker.costs import MAX_PERMUTATIONS, MIN_PERMUTATIONS, GroupCosts
+from shapray.worker.rows import shard_table
 from shapray.worker.stand_in import StandIn
 from shapray.worker.stopwatch import REPEAT_SECONDS, Stopwatch
 from shapray.worker.tasks import Setup

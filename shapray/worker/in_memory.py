@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from shapray.config import Cluster, Score
-from shapray.engine.rows import shard_table
 from shapray.engine.score import Scorer, score_images
 from shapray.network.group import Group
+from shapray.worker.rows import shard_table
 from shapray.worker.tasks import PrecisionTask, ScoreTask
 
 

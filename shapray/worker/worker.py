@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from shapray.engine.rows import shard_table
 from shapray.engine.score import Scorer, score_images
 from shapray.network.consumers import count_active
 from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import Tally, count_macs, tally
 from shapray.storage.shards import publish_shard
+from shapray.worker.rows import shard_table
 from shapray.worker.tasks import (
     EvaluateTask,
     Evaluation,

@@ -3,9 +3,9 @@
 import torch
 
 from shapray.config import Score
-from shapray.engine.rows import shard_table
 from shapray.shapley.estimators import estimate
 from shapray.shapley.game import FunctionGame
+from shapray.worker.rows import shard_table
 
 
 class Known(FunctionGame):
