@@ -112,7 +112,10 @@ def test_without_labels(digits):
         ({"labels": [1, 2]}, r"^labels: shape \(2,\) for "),
         ({"labels": torch.full((20,), 10)}, "^labels: image '0' has label 10; .* 0..9"),
         ({"labels": torch.full((20,), -1)}, "^labels: -1 is among them"),
-        ({"labels": torch.zeros(20)}, "^labels: their type is torch.float32; integers"),
+        ({"labels": torch.zeros(20)}, "^labels: their type is float32; integers"),
+        ({"labels": ["7"] * 20}, "^labels: their type is <U1; integers"),
+        ({"labels": [[1], [2, 3]]}, "^labels: not one list of integers"),
+        ({"groups": None}, "^groups: a glob pattern or several are needed, found None"),
         ({"images": torch.zeros(20, 8, 8)}, r"^images: a tensor \(n, .* found shape \(20, 8, 8\)"),
         ({"images": torch.zeros(20, 1, 8, 8).byte()}, "^images: their type is torch.uint8"),
         (
@@ -149,6 +152,15 @@ def test_errors_of_the_other_functions(digits):
     for call, message in {
         lambda: shapray.plan(scores, ratio=1.5): "^ratio: expected a number from 0 .*1.5",
         lambda: shapray.plan(scores, rank_by="size"): "^rank_by: .*mean_abs",
+        lambda: shapray.plan(scores, curve=[0.5]): "^curve: no such argument; there are rank_by",
+        lambda: shapray.prune(
+            model, {"fc2": [4]}, images[:1]
+        ): "^cut: group 'fc2' cannot be cut: its units are the network's outputs",
+        lambda: shapray.prune("model", {}, images[:1]): "^model: a torch.nn.Module is needed",
+        lambda: shapray.prune(
+            model, {}, torch.zeros(1, 3, 8, 8)
+        ): "^example: RuntimeError: Given groups",
+        lambda: shapray.evaluate("model", images, labels): "^model: a torch.nn.Module is needed",
         lambda: shapray.prune(model, {"conv9": [0]}, images[:1]): "^cut: group 'conv9'",
         lambda: shapray.prune(
             model, {"conv3": [99]}, images[:1]
@@ -166,3 +178,51 @@ def test_a_value_that_is_no_number_is_an_error_of_the_scoring():
     images[6] = 1.0
     with pytest.raises(RuntimeError, match=r"(?s)group first, image 6: the value is (nan|-?inf)"):
         shapray.score(Bright(30.0), images, [0] * 8, **SETTINGS)
+
+
+def test_networks_of_half_precision_and_labels_of_any_integers(digits):
+    _, model, calibration, _ = digits
+    images, labels = given(calibration)
+    half = copy.deepcopy(model).bfloat16()
+    scores = shapray.score(
+        half,
+        images.numpy()[:, :, ::-1],
+        labels.numpy().astype("uint16"),
+        groups="conv3",
+        **SETTINGS,
+    )
+    small = shapray.prune(half, shapray.plan(scores, ratio=0.5), images[:1])
+    assert next(small.parameters()).dtype == torch.bfloat16
+    assert shapray.evaluate(small, images, labels.to(torch.uint8)).n_images == len(images)
+
+
+def test_images_that_the_network_changes_in_place_stay_as_they_were(digits):
+    _, model, calibration, _ = digits
+
+    class Shifting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+
+        def forward(self, x):
+            x -= 0.1
+            return self.network(x)
+
+    images, labels = given(calibration)
+    before = images.clone()
+    found = shapray.score(Shifting(), images, labels, groups="*conv3", **SETTINGS)
+    assert torch.equal(images, before)
+    right = shapray.score(model, before - 0.1, labels, groups="conv3", **SETTINGS)
+    difference = found.scores["mean"].to_numpy() - right.scores["mean"].to_numpy()
+    assert np.abs(difference).max() < 1e-4
+
+
+def test_one_output_has_nothing_to_compare_with():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 1)
+    )
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"^value: neg_cross_entropy compares outputs.* has 1"):
+        shapray.score(model, images, [0] * 4, **SETTINGS)
+    scores = shapray.score(model, images, [0] * 4, value="target_logit", **SETTINGS)
+    assert (scores.scores["mean_abs"].to_numpy() > 0).any()

@@ -32,7 +32,7 @@ class Network:
     """A trained network, its images and its scorable flat groups.
 
     Attributes:
-        folded: the network as `shapray.engine.trace.fold` leaves it; every method evaluates this one.
+        folded: the network as `engine.trace.fold` leaves it; every method evaluates this one.
         images: (n, channels, height, width) float32, as many of every class as possible.
         labels: (n,) int64.
         groups: flat groups that pass the check that removing is masking, in network order.

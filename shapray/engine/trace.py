@@ -10,6 +10,11 @@ from torch.fx.experimental.optimization import fuse
 
 from shapray.network.check import disagreement
 
+_WITHOUT_ASSIGNMENT = {  # x += y and its like change x
+    getattr(operator, f"i{name}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+}
+
 
 def fold(model: nn.Module, example: Tensor) -> nn.Module:
     """The network as a torch.fx graph with its BatchNorms folded into the convolutions.
@@ -57,8 +62,7 @@ def _make_out_of_place(module: fx.GraphModule) -> None:
             name = _out_of_place(getattr(node.target, "__name__", ""))
             if getattr(torch, f"{name}_", None) is node.target:
                 node.target = getattr(torch, name)
-            if node.target is operator.iadd:
-                node.target = operator.add
+            node.target = _WITHOUT_ASSIGNMENT.get(node.target, node.target)
             if node.kwargs.get("inplace"):
                 node.kwargs = {**node.kwargs, "inplace": False}
     module.recompile()

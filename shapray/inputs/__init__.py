@@ -1,8 +1,7 @@
 """A job's network and images: imported, read, decoded, digested.
 
 Imports `config`, `errors`, `credentials`, `text` and, for patience with remote files,
-`storage.retry`. Start with
-`model.build_model` and `images.open_images`.
+`storage.retry`. Start with `model.build_model` and `images.open_images`.
 
 `sources` chooses among `parquet`, `folder` and `dataset`, which give a `listing`; `decode` makes
 pixels of what they read; `weights` reads checkpoints; `user_code` calls what a job names; `digest`

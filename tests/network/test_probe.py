@@ -68,6 +68,48 @@ def test_a_float32_constant_inside_is_no_obstacle():
     assert probe(With(features=lambda x: x @ scale).eval(), images()) == 3
 
 
+def changed_in_place(x: Tensor) -> Tensor:
+    x -= 0.5
+    return x
+
+
+@pytest.mark.parametrize(
+    "first", [changed_in_place, nn.ReLU(inplace=True), lambda x: x + torch.from_numpy(x.numpy())]
+)
+def test_a_network_that_changes_its_input_is_ordinary_and_the_images_stay(first):
+    model = nn.Sequential(Called(first), Net()).eval()
+    given = images()
+    before = given.clone()
+    assert probe(model, given) == 3
+    assert torch.equal(given, before)
+
+
+class Called(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def test_a_compiled_network_is_ordinary():
+    assert probe(torch.compile(Net(), backend="eager").eval(), images()) == 3
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [
+        (lambda x: x.squeeze(), r"for 1 image it returns a tensor of shape \(3,\)"),
+        (lambda x: x * torch.nan, "all the network's outputs are NaN for the first 4 images"),
+        (lambda x: x * 0, "all the network's outputs are 0 for the first 4 images"),
+    ],
+)
+def test_outputs_that_say_nothing_about_an_image(outputs, found):
+    with pytest.raises(NetworkError, match=found):
+        probe(With(outputs=outputs).eval(), images())
+
+
 class Coupled(Net):
     def __init__(self, strength: float) -> None:
         super().__init__()
@@ -145,7 +187,7 @@ def test_a_bug_in_forward():
     ("outputs", "found"),
     [
         (lambda x: x[0], r"a tensor of shape \(3,\)"),
-        (lambda x: x[:, :, None], r"a tensor of shape \(4, 3, 1\)"),
+        (lambda x: x[:, :, None], r"a tensor of shape \(1, 3, 1\)"),
         (lambda x: {"logits": x}, "a dict"),
         (lambda x: x.argmax(1, keepdim=True), "torch.int64"),
     ],
