@@ -9,7 +9,7 @@ from shapray.cluster.attempt import Trouble, attempt
 from shapray.cluster.needs import worker_needs
 from shapray.cluster.pool import Counts, Failure, Task, costly_first, ignore, set_aside
 from shapray.config import Cluster
-from shapray.errors import StorageError
+from shapray.errors import JobError, StorageError
 
 
 class LocalPool:
@@ -19,13 +19,19 @@ class LocalPool:
         make: device -> worker.
         cluster: which device; the rest is for more than one worker.
     Raises:
-        JobError: a GPU was asked for and there is none, or the worker cannot be made.
+        JobError: a GPU was asked for and there is none.
+        JobError, StorageError, ClusterError: the worker cannot be made.
     """
 
     on_ray = False
 
     def __init__(self, make: Callable[[str], Any], cluster: Cluster) -> None:
         self.device, _ = worker_needs(cluster, torch.cuda.is_available(), "this machine")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise JobError(
+                f"cluster.gpus_per_worker: {cluster.gpus_per_worker}, and this machine has no GPU "
+                "that PyTorch can use; use 0 or auto"
+            )
         made = attempt(make, self.device)
         if isinstance(made, Trouble):
             raise made.not_set_up()
