@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shapray.errors import JobError, StorageError
+from shapray.errors import ClusterError, JobError, StorageError
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Trouble:
     """An exception in plain strings: its class may not exist where it is read.
 
     Attributes:
-        kind: "job" (an input of the user's is wrong), "storage" or "task".
+        kind: "job" (what the user brought is wrong), "storage", or "task" (anything else).
         message: for a line.
     """
 
@@ -25,10 +25,13 @@ class Trouble:
         """What to raise if a worker could not be made."""
         if self.kind == "storage":
             return StorageError(self.message)
-        return JobError(
+        message = (
             f"a worker cannot be set up: {self.message} (what the job names must be importable or "
             "readable wherever a worker runs)"
         )
+        if self.kind == "job":
+            return JobError(message)
+        return ClusterError(f"{message}\n{self.traceback}")
 
 
 def attempt(do: Callable[..., Any], *arguments: Any) -> Any:
@@ -45,6 +48,7 @@ def attempt(do: Callable[..., Any], *arguments: Any) -> Any:
             raise  # by Ray's handler of signals: the node goes, or the job was stopped
         place = f"{frame.f_code.co_filename}, line {line}"
         message = f"the program was ended by sys.exit({error.code!r}) in {place}"
-        return Trouble("task", message, traceback.format_exc())
+        return Trouble("job", message, traceback.format_exc())
     except Exception as error:  # set aside with its traceback
-        return Trouble("task", f"{type(error).__name__}: {error}", traceback.format_exc())
+        kind = "job" if isinstance(error, ImportError) else "task"
+        return Trouble(kind, f"{type(error).__name__}: {error}", traceback.format_exc())

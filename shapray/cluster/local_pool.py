@@ -19,7 +19,8 @@ class LocalPool:
         make: device -> worker.
         cluster: which device; the rest is for more than one worker.
     Raises:
-        JobError: a GPU was asked for and there is none, or the worker cannot be made.
+        JobError: a GPU was asked for and there is none.
+        JobError, StorageError, ClusterError: the worker cannot be made.
     """
 
     on_ray = False
@@ -28,8 +29,8 @@ class LocalPool:
         self.device, _ = worker_needs(cluster, torch.cuda.is_available(), "this machine")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise JobError(
-                f"cluster.gpus_per_worker: {cluster.gpus_per_worker:g} asked for, and this machine "
-                "has no GPU"
+                f"cluster.gpus_per_worker: {cluster.gpus_per_worker}, and this machine has no GPU "
+                "that PyTorch can use; use 0 or auto"
             )
         made = attempt(make, self.device)
         if isinstance(made, Trouble):

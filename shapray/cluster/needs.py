@@ -28,9 +28,13 @@ def worker_needs(cluster: Cluster, has_gpu: bool, where: str) -> tuple[str, Reso
     if gpus == "auto":
         gpus = 1 if has_gpu and cluster.device != "cpu" else 0
     if cluster.device == "cuda" and not gpus:
+        if cluster.gpus_per_worker == "auto":
+            raise JobError(
+                f"cluster.device: cuda, and {where} has no GPU; use cpu or auto (a cluster that "
+                "grows is asked for nodes with some by a number at cluster.gpus_per_worker)"
+            )
         raise JobError(
-            f"cluster.device: 'cuda' asked for with {gpus} GPUs per worker; "
-            f"{'set cluster.gpus_per_worker' if has_gpu else f'{where} has no GPU'}"
+            "cluster.gpus_per_worker: 0, and cluster.device: cuda needs 1, or a part of one"
         )
     device = "cuda" if gpus and cluster.device != "cpu" else "cpu"
     return device, {"CPU": float(cluster.cpus_per_worker), "GPU": float(gpus)}

@@ -67,7 +67,7 @@ class Pool(Protocol):
             the tasks that were set aside.
         Raises:
             StorageError: the run directory cannot be written.
-            JobError: a worker cannot be made.
+            JobError, ClusterError: a worker cannot be made.
             ClusterError: workers die again and again.
         """
 

@@ -75,7 +75,7 @@ class NetworkSplit:
         self.cache = CACHE_BYTES if on_cpu else self.room
         self.rows = max(1, min(MAX_ROWS, min(self.room // 4, self.cache) // max(1, bytes_per_row)))
         with torch.inference_mode():
-            self.n_outputs = folded(example.to(self.device)).shape[1]
+            self.n_outputs = folded(example.to(self.device, copy=True)).shape[1]
         self.side_bytes = self._side_bytes(example)
 
     def images_at_once(self, n_permutations: int) -> int:
@@ -144,7 +144,7 @@ def _hooked_bytes(model: nn.Module, example: Tensor) -> int:
 
     handles = [m.register_forward_hook(add) for m in model.modules()]
     with torch.inference_mode():
-        model(example)
+        model(example.clone())
     for handle in handles:
         handle.remove()
     return total
@@ -321,7 +321,7 @@ def _tail_macs(parts: Split | None, network: nn.Module, example: Tensor) -> int:
     """Multiply-adds of the tail for one coalition of one image, consumers included."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         if parts is None:
-            network(example)
+            network(example.clone())
         else:
             sides = parts.head(example)
             head_flops = counter.get_total_flops()

@@ -33,7 +33,7 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
         _make_out_of_place(folded)
         folded = folded.to(memory_format=torch.channels_last).eval()
         with torch.inference_mode():
-            expected, found = model(example), folded(example)
+            expected, found = model(example.clone()), folded(example)
         if difference := disagreement(found, expected):
             raise ValueError(f"the traced network and the network {difference}")
     except Exception as error:  # tracing runs the user's forward: it may raise anything

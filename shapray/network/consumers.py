@@ -88,7 +88,7 @@ def active_units(model: nn.Module, groups: Sequence[Group], images: Tensor) -> d
     ]
     try:
         with torch.inference_mode():
-            model(images)
+            model(images.clone())  # it may change its input
     finally:
         for handle in handles:
             handle.remove()

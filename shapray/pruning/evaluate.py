@@ -47,7 +47,7 @@ def tally(
     assert not model.training
     assert len(images) == len(labels), (len(images), len(labels))
     with torch.inference_mode():
-        logits = model(images.to(device))
+        logits = model(images.to(device, copy=True))
         labels = labels.to(device)
         loss = nn.functional.cross_entropy(logits.double(), labels, reduction="sum")
         n_correct = (logits.argmax(dim=1) == labels).sum()
@@ -68,5 +68,5 @@ def count_macs(model: nn.Module, example: Tensor) -> tuple[int, int]:
     assert len(example) == 1, example.shape
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example)
+        model(example.clone())
     return n_parameters, counter.get_total_flops() // 2

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from shapray.cluster.local_pool import LocalPool
 from shapray.cluster.ray_pool import MAX_ATTEMPTS, MAX_DEATHS, RayPool
 from shapray.cluster.start import open_pool
 from shapray.config import Cluster
-from shapray.errors import JobError, StorageError
+from shapray.errors import ClusterError, JobError, StorageError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
@@ -94,9 +95,10 @@ class Scribe:
         return task.name, os.getpid()
 
     def leave(self, task):
+        self._note(task)
         if task.name == "leaver":
             sys.exit(2)
-        return task.name, self._note(task)
+        return task.name, os.getpid()
 
     def told_to_end(self, task):
         """Twice as when a node goes: Ray's workers are sent this signal."""
@@ -112,6 +114,10 @@ def unwilling(device):
 
 def out_of_reach(device):
     raise StorageError("cannot read s3://bucket/images: no route")
+
+
+def broken(device):
+    raise AssertionError(3)
 
 
 def leaving(device):
@@ -280,6 +286,7 @@ def test_a_worker_that_cannot_be_made_is_the_users_error():
         (leaving, JobError, r"ended by sys.exit\('usage: net.py CONFIG'\) in .*test_ray_pool.py"),
         (Importing, JobError, r"ended by sys.exit\(5\) in .*module.py, line 2"),
         (out_of_reach, StorageError, "cannot read s3://bucket/images"),
+        (broken, ClusterError, r"(?s)cannot be set up: AssertionError: 3 .*Traceback.*in broken"),
     ],
 )
 def test_a_worker_that_ends_while_it_is_made_is_a_message(make, error, message, tmp_path):
@@ -294,7 +301,8 @@ def test_a_task_that_ends_the_program_is_set_aside_and_the_worker_goes_on(pool, 
     receipts, [failure] = do(pool, "leave", ["leaver", *NAMES], tmp_path)
     assert sorted(name for name, _ in receipts) == sorted(NAMES)
     assert "ended by sys.exit(2)" in failure.message
-    assert not failure.is_job_error
+    assert failure.is_job_error
+    assert len(starts(tmp_path / "leaver")) == 1
 
 
 def test_a_worker_that_ray_ends_loses_its_task_to_another(pool, tmp_path):
@@ -320,6 +328,8 @@ def test_a_cluster_without_room_for_a_worker_is_named_with_its_numbers():
     assert "grows" not in str(it.value)
     with pytest.raises(JobError, match="the cluster has no GPU"):
         RayPool(unwilling, Cluster(device="cuda"))
+    with pytest.raises(JobError, match=r"gpus_per_worker: 0, and cluster.device: cuda needs 1"):
+        RayPool(unwilling, Cluster(device="cuda", gpus_per_worker=0))
 
 
 def test_auto_means_as_many_workers_as_the_cluster_holds(tmp_path):
@@ -339,6 +349,12 @@ def test_one_worker_in_this_process_that_ends_the_program_is_a_message(tmp_path)
         LocalPool(leaving, Cluster(device="cpu"))
     _, [failure] = do(LocalPool(Scribe, Cluster(device="cpu")), "leave", ["leaver"], tmp_path)
     assert "ended by sys.exit(2)" in failure.message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_one_worker_in_this_process_without_the_gpu_it_asks_for():
+    with pytest.raises(JobError, match=r"gpus_per_worker: 1.0, and this machine has no GPU"):
+        LocalPool(Scribe, Cluster(gpus_per_worker=1))
 
 
 def test_one_worker_in_this_process_does_the_same(tmp_path):
