@@ -10,13 +10,13 @@ import urllib.request
 
 import pytest
 import ray
+from rich.console import Console
 from tiny import start_ray, write_job
 
 from shapray.cluster.metrics import NAMES, Metrics
 from shapray.cluster.ray_pool import RayPool
 from shapray.config import Cluster
 from shapray.driver import record
-from shapray.driver.console import PlainConsole
 from shapray.driver.crew import Crew
 from shapray.run import main
 
@@ -64,7 +64,7 @@ def test_a_runs_metrics_are_exported(endpoint, tmp_path):
     n_bytes = sum(path.stat().st_size for path in output.glob("shards/*/*.parquet"))
     found = scrape_until(endpoint, ("shapray_shard_bytes_total", None), n_bytes)
     assert found["shapray_evaluations_total", None] > 0
-    groups = {path.name.removeprefix("group=") for path in (output / "shards").iterdir()}
+    groups = {path.name.removeprefix("group=") for path in output.glob("shards/group=*")}
     rates = {key[1] for key in found if key[0] == "shapray_coalitions_per_second"}
     assert rates == groups
     scrape_until(endpoint, ("shapray_workers", None), 0)  # the run is over
@@ -114,13 +114,16 @@ def test_what_failed_is_counted_and_every_name_is_exported(endpoint):
     class Task:
         cost = 1.0
 
-    pool = RayPool(Clumsy, Cluster(workers=1))
-    crew = Crew(pool, PlainConsole(io.StringIO()), Metrics())
-    failures = crew.do("fail", [Task(), Task(), Task()], print)
-    pool.close()
-    assert len(failures) == 3
-    scrape_until(endpoint, ("shapray_tasks_failed_total", "fail"), 3)
-    found = scrape_until(endpoint, ("shapray_tasks_retried_total", "fail"), 3)
-    assert {name.removesuffix("_total") for name, _ in found} == {
-        name.removesuffix("_total") for name in NAMES
-    }
+    metrics = Metrics()
+    crew = Crew(RayPool(Clumsy, Cluster(workers=1)), Console(file=io.StringIO()), metrics)
+    assert len(crew.do("fail", [Task(), Task(), Task()], print)) == 3
+    metrics.shard("conv1", n_evaluations=10, seconds=0.5, n_bytes=100)
+    crew.end()
+    crew.pool.close()
+    for name in ("shapray_tasks_failed_total", "shapray_tasks_retried_total"):
+        scrape_until(endpoint, (name, "fail"), 3)
+    until, found = time.monotonic() + 90, set()
+    while found != {name.removesuffix("_total") for name in NAMES}:
+        assert time.monotonic() < until, found
+        found |= {name.removesuffix("_total") for name, _ in scrape(endpoint)}
+        time.sleep(0.5)
