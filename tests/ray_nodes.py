@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from ray.util import get_node_ip_address
-from tiny import ENVIRONMENT, REPOSITORY
+from tiny import ENVIRONMENT
 
 RAY = str(Path(sys.executable).with_name("ray"))
 AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -78,6 +79,13 @@ class Head:
             check=False,
         )
 
+    def takes_jobs(self) -> bool:
+        token = {"Authorization": f"Bearer {AUTHENTICATION['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.dashboard}/api/jobs/", headers=token)
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10):
+            return True
+        return False
+
     @contextlib.contextmanager
     def another(self, *arguments: str) -> Iterator[Node]:
         """A further node."""
@@ -101,8 +109,9 @@ def ray_head(*arguments: str) -> Iterator[Head]:
     head = Head(node, f"{get_node_ip_address()}:{port}", f"http://127.0.0.1:{dashboard}", client)
     try:
         until = time.monotonic() + 120
-        while head.job("list", cwd=REPOSITORY).returncode:
+        while not head.takes_jobs():
             assert time.monotonic() < until, "the head node does not answer"
+            time.sleep(0.1)
         yield head
     finally:
         node.kill()

@@ -5,15 +5,16 @@ import socket
 import threading
 
 import pytest
-import ray
 from ray.util import get_node_ip_address
-from ray_nodes import AUTHENTICATION, free_ports, ray_head
-from tiny import start, write_job
+from ray_nodes import free_ports
+from tiny import write_job
 
 from shapray.cluster import connect
 from shapray.cluster.connect import join
 from shapray.errors import JobError
 from shapray.run import main
+
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 @pytest.fixture
@@ -98,31 +99,3 @@ def test_the_last_cluster_of_this_machine_was_killed(impatient, dead, tmp_path, 
     (tmp_path / "ray" / "ray_current_cluster").write_text(dead)
     with pytest.raises(JobError, match=r"answers at auto \(RAY_ADDRESS\): connection refused"):
         join("auto")
-
-
-@pytest.fixture(scope="module")
-def head():
-    with ray_head("--num-cpus=1", "--num-gpus=0") as head:
-        yield head
-
-
-@pytest.mark.cluster
-def test_the_port_of_rays_client_and_the_head_nodes_own(head):
-    host = head.address.partition(":")[0]
-    with pytest.raises(JobError, match=f"write ray://{host}:{head.client}, or the port"):
-        join(f"{host}:{head.client}")
-    with pytest.raises(JobError, match=r"is the head node's own port: write it without ray://"):
-        join(f"ray://{head.address}")
-    assert not ray.is_initialized()
-
-
-@pytest.mark.cluster
-def test_a_token_that_is_not_the_clusters(head, tmp_path):
-    wrong = head.joined | {"RAY_AUTH_TOKEN": AUTHENTICATION["RAY_AUTH_TOKEN"][::-1]}
-    driver = start(write_job(tmp_path), **wrong)
-    _, shown = driver.communicate(timeout=240)
-    assert driver.returncode == 2
-    assert f"shapray: the Ray cluster at {head.address} (RAY_ADDRESS) cannot be joined" in shown
-    assert "RAY_AUTH_TOKEN" in shown
-    assert "Traceback" not in shown
-    assert not (tmp_path / "out").exists()

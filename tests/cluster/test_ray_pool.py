@@ -14,8 +14,9 @@ import pytest
 import ray
 import torch
 
+from shapray.cluster import ray_pool
 from shapray.cluster.local_pool import LocalPool
-from shapray.cluster.ray_pool import MAX_ATTEMPTS, MAX_DEATHS, RayPool
+from shapray.cluster.ray_pool import MAX_ATTEMPTS, RayPool
 from shapray.cluster.start import open_pool
 from shapray.config import Cluster
 from shapray.errors import ClusterError, JobError, StorageError
@@ -223,16 +224,18 @@ def test_a_worker_that_dies_is_replaced_and_its_tasks_go_elsewhere(pool, tmp_pat
     assert starts(tmp_path / "deadly")[0] not in {pid for _, pid in again}
 
 
-def test_a_task_that_kills_every_worker_is_set_aside(pool, tmp_path):
+def test_a_task_that_kills_every_worker_is_set_aside(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_pool, "MAX_DEATHS", 3)  # each takes seconds
     receipts, [failure] = do(pool, "die", ["deadly", *NAMES], tmp_path)
     assert sorted(name for name, _ in receipts) == sorted(NAMES)
     assert failure.task.name == "deadly"
-    assert f"{MAX_DEATHS} workers died while they did it" in failure.message
+    assert "3 workers died while they did it" in failure.message
+    assert len(starts(tmp_path / "deadly")) == 3
 
 
 def test_short_tasks_that_come_in_batches_are_done_once_whatever_happens(pool, tmp_path):
     names = [f"task-{i}" for i in range(5000)]
-    for i in range(2000, 5000, 1000):
+    for i in range(2000, 5000, 2000):
         names[i : i + 2] = [f"bad-{i}", f"deadly-{i}"]
     receipts, seen = [], []
 
@@ -243,7 +246,7 @@ def test_short_tasks_that_come_in_batches_are_done_once_whatever_happens(pool, t
     assert pool.run("stumble", tasks, receipts.append, change) == []
     assert sorted(receipts) == sorted(names)
     assert seen[-1][0] == len(names)
-    assert seen[-1][1] >= 6  # also what else was in the batches of the workers that died
+    assert seen[-1][1] >= 4  # also what else was in the batches of the workers that died
     assert len(seen) < len(names) / 4  # so it was in batches
 
 

@@ -1,14 +1,20 @@
-"""Jobs submitted to a real Ray head node, stopped, and the node killed under them."""
+"""A real Ray head node: what does not reach it, jobs submitted to it and stopped, and its end."""
 
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
-from ray_nodes import ray_head
+import ray
+from ray_nodes import AUTHENTICATION, Head, ray_head
 from tiny import REPOSITORY, results, shards, start, wait_for_shards, write_job
 
-pytestmark = pytest.mark.cluster
+from shapray.cluster.connect import join
+from shapray.errors import JobError
 
-# The README's command on few images, with more to do for each.
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("no_ray")]
+
+# The README's command on few images.
 QUICKSTART = [
     "python",
     "-m",
@@ -16,11 +22,10 @@ QUICKSTART = [
     "jobs/quickstart.yaml",
     "data.calibration.limit=24",
     "data.evaluation.limit=60",
-    "score.permutations=64",
     "score.precision=float32",
-    "cluster.images_per_task=1",
     "cluster.device=cpu",
 ]
+LONG = ["score.permutations=64", "cluster.images_per_task=1"]  # 96 tasks, seconds of work
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +34,40 @@ def head():
         yield head
 
 
-@pytest.fixture(scope="module")
-def submitted(head, tmp_path_factory):
-    """What `ray job submit` from another folder shows, and the run directory."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    output = folder / "out"
-    shown = head.job(
-        *("submit", "--working-dir", str(REPOSITORY), "--"),
-        *(*QUICKSTART, f"output={output}"),
-        cwd=folder,
+def submit(
+    head: Head, output: Path, changes: list[str], *options: str
+) -> subprocess.CompletedProcess:
+    """`ray job submit` from another folder than the repository."""
+    return head.job(
+        *("submit", "--working-dir", str(REPOSITORY), *options, "--"),
+        *(*QUICKSTART, *changes, f"output={output}"),
+        cwd=output.parent,
     )
-    return shown, output
 
 
-def test_the_readmes_command_from_another_folder(submitted):
-    shown, output = submitted
+def test_the_port_of_rays_client_and_the_head_nodes_own(head):
+    host = head.address.partition(":")[0]
+    with pytest.raises(JobError, match=f"write ray://{host}:{head.client}, or the port"):
+        join(f"{host}:{head.client}")
+    with pytest.raises(JobError, match=r"is the head node's own port: write it without ray://"):
+        join(f"ray://{head.address}")
+    assert not ray.is_initialized()
+
+
+def test_a_token_that_is_not_the_clusters(head, tmp_path):
+    wrong = head.joined | {"RAY_AUTH_TOKEN": AUTHENTICATION["RAY_AUTH_TOKEN"][::-1]}
+    driver = start(write_job(tmp_path), **wrong)
+    _, shown = driver.communicate(timeout=240)
+    assert driver.returncode == 2
+    assert f"shapray: the Ray cluster at {head.address} (RAY_ADDRESS) cannot be joined" in shown
+    assert "RAY_AUTH_TOKEN" in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_readmes_command_from_another_folder(head, tmp_path):
+    output = tmp_path / "out"
+    shown = submit(head, output, [])
     assert shown.returncode == 0, shown.stdout + shown.stderr
     n_tasks = len(shards(output))
     assert f"score: {n_tasks}/{n_tasks} tasks" in shown.stdout
@@ -51,12 +75,11 @@ def test_the_readmes_command_from_another_folder(submitted):
     assert "succeeded" in shown.stdout
 
 
-def test_a_stopped_job_goes_on_where_it_was(head, submitted, tmp_path):
-    _, undisturbed = submitted
-    output = tmp_path / "out"
-    command = ("submit", "--working-dir", str(REPOSITORY))
-    job = ("--", *QUICKSTART, f"output={output}")
-    begun = head.job(*command, "--no-wait", "--submission-id=first", *job, cwd=tmp_path)
+@pytest.mark.slow
+def test_a_stopped_job_goes_on_where_it_was(head, tmp_path):
+    output, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    assert submit(head, undisturbed, LONG).returncode == 0
+    begun = submit(head, output, LONG, "--no-wait", "--submission-id=first")
     assert begun.returncode == 0, begun.stderr
     wait_for_shards(output, 3)
     stopped = head.job("stop", "first", cwd=tmp_path)
@@ -64,7 +87,7 @@ def test_a_stopped_job_goes_on_where_it_was(head, submitted, tmp_path):
     there = shards(output)
     assert len(there) < len(shards(undisturbed))
 
-    again = head.job(*command, *job, cwd=tmp_path)
+    again = submit(head, output, LONG)
     assert again.returncode == 0, again.stdout + again.stderr
     found = re.search(r"score: (\d+) of \d+ shards are there already", again.stdout)
     assert int(found[1]) >= len(there)
