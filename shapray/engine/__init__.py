@@ -3,7 +3,7 @@
 Imports `shapley`, `network`, `errors` and `text`. Start with `score.score_images`.
 
 `choose` asks which groups can be scored (`network.find` and `network.check` have most reasons why
-one cannot); `trace` makes a torch.fx graph of
-the network, or says why it cannot; `split` cuts the graph in head and tail; `network_game`
-evaluates coalitions, by `sums` where a group allows it; `precision` chooses bfloat16 or float32.
+one cannot); `trace` makes a torch.fx graph of the network, or says why it cannot; `split` cuts the
+graph in head and tail; `network_game` evaluates coalitions, by `sums` where a group allows it;
+`precision` chooses bfloat16 or float32.
 """
