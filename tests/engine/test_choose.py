@@ -49,7 +49,7 @@ def test_a_group_whose_tail_does_not_run_is_listed_and_the_others_are_scored(tmp
     job = load_job(
         write_job(
             tmp_path,
-            model={"factory": "tests.engine.test_check:Patches"},
+            model={"factory": f"{__name__}:Patches"},
             output=f"memory://{tmp_path.name}",
         )
     )

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from cases import case, hook_masked
-from shapray.engine.fold import fold
 
 from shapray.config import Score
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.trace import fold
 from shapray.network.find import find_groups
 from shapray.network.surgery import prune_model
 from shapray.shapley.estimators import estimate
