@@ -106,7 +106,7 @@ def test_without_labels(digits):
         ({"value": "accuracy"}, "^value: expected one of neg_cross_entropy"),
         ({"groups": "layer*"}, r"^groups: \['layer\*'\] leaves no group to score"),
         ({"estimator": "exact", "groups": "conv2"}, "^estimator: exact, but group conv2 has"),
-        ({"device": "cuda"}, "^device: 'cuda' asked for.* no GPU"),
+        ({"device": "cuda"}, "^device: cuda, and this machine has no GPU; use cpu or auto"),
         ({"ids": ["one"]}, "^ids: 1, 1 of them different, for "),
         ({"labels": None}, "^labels: None, and the value neg_cross_entropy needs them"),
         ({"labels": [1, 2]}, r"^labels: shape \(2,\) for "),
