@@ -42,7 +42,11 @@ def test_traces_and_gives_logits(factory, shape):
 
 @needs_cifar
 @pytest.mark.parametrize(
-    ("name", "accuracy", "loss"), [("resnet20", 0.8135, 0.8328), ("resnet56", 0.8315, 0.8921)]
+    ("name", "accuracy", "loss"),
+    [
+        ("resnet20", 0.8135, 0.8328),
+        pytest.param("resnet56", 0.8315, 0.8921, marks=pytest.mark.slow),
+    ],
 )
 def test_cifar_figures(name, accuracy, loss):
     images = open_images(

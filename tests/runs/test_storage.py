@@ -91,6 +91,7 @@ def one_message(shown: str) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_a_fifth_of_the_requests_refused_and_nothing_is_lost(s3, ray_on_s3, finished_few, tmp_path):
     fs = fsspec.filesystem("s3")
     weights = REPOSITORY / "jobs/data/digits_cnn.safetensors"

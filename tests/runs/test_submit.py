@@ -54,6 +54,7 @@ def test_the_port_of_rays_client_and_the_head_nodes_own(head):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_token_that_is_not_the_clusters(head, tmp_path):
     wrong = head.joined | {"RAY_AUTH_TOKEN": AUTHENTICATION["RAY_AUTH_TOKEN"][::-1]}
     driver = start(write_job(tmp_path), **wrong)
