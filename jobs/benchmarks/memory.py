@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-import shapray.cluster  # noqa: F401  (ray and all that a worker has loaded)
+import shapray.cluster.ray_pool  # noqa: F401  (ray and all that a worker has loaded)
 from jobs.benchmarks.networks import load, selected
 from shapray.config import Score
 from shapray.shapley.estimators import estimate
