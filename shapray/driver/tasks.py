@@ -8,13 +8,14 @@ from shapray.config import Cluster
 from shapray.driver.plan import Plan
 from shapray.network.group import Group
 from shapray.pruning.curve import Measurement
-from shapray.pruning.cuts import Cut
+from shapray.pruning.cuts import Compared, Cut
 from shapray.pruning.evaluate import Tally
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS, Sampling, is_exact, n_sampled
 from shapray.worker.tasks import EvaluateTask, Evaluation, InspectTask, ScoreTask
 
 INSPECT_IMAGES = 256  # per task
 EVALUATE_IMAGES = 1024  # per task
+REPAIR_COST = 4096  # in images evaluated, about
 
 
 def inspect_tasks(plan: Plan) -> list[InspectTask]:
@@ -85,12 +86,18 @@ def slices(n_images: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, n_images)) for first in range(0, n_images, size)]
 
 
-def evaluate_tasks(compared: Sequence[Cut], n_images: int) -> list[EvaluateTask]:
-    """A task per cut and slice of the evaluation images; slices of a cut side by side."""
+def evaluate_tasks(compared: Compared, n_images: int, folder: str) -> list[EvaluateTask]:
+    """A task per cut and slice of the evaluation images; a cut that is repaired is measured on all
+    of them where it is repaired, as the repair takes longer than the measurement.
+
+    Args:
+        folder: of the run directory, for the files of the kept cut.
+    """
     return [
-        EvaluateTask(cut.name, cut.removed, first, last, float(last - first))
-        for cut in compared
-        for first, last in slices(n_images, EVALUATE_IMAGES)
+        EvaluateTask(cut, first, last, cost, folder if cut is compared.kept else None)
+        for cut in compared.all
+        for first, last in slices(n_images, n_images if cut.repair else EVALUATE_IMAGES)
+        for cost in [float(last - first) + (REPAIR_COST if cut.repair else 0)]
     ]
 
 
@@ -98,7 +105,7 @@ def measured(compared: Sequence[Cut], evaluations: Iterable[Evaluation]) -> list
     """Evaluations of slices merged per cut, in image order whoever was first."""
     parts: dict[str, list[Evaluation]] = {cut.name: [] for cut in compared}
     for evaluation in evaluations:
-        parts[evaluation.task.cut].append(evaluation)
+        parts[evaluation.task.cut.name].append(evaluation)
     results = []
     for cut in compared:
         total = Tally(0, 0, 0.0)

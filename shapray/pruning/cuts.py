@@ -1,63 +1,201 @@
-"""Scores to the cuts that are compared: the plan's, and as many units at random."""
+"""Rankings and losses to the cuts that are compared, all at the sizes of the job's own."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from shapray.config import Prune
-from shapray.pruning.ranking import plan_removal, random_removal
+from shapray.network.group import Group
+from shapray.pruning import allocate
+from shapray.pruning.ranking import Ranking
+from shapray.pruning.repair.curves import counts
+from shapray.pruning.sizes import Sizes
 
 PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
+SEARCHED = ("max_loss_increase", "min_accuracy")  # targets that only a measurement can meet
+Losses = Mapping[str, Mapping[str, Sequence[float]]]  # ranking -> group -> loss at `counts`
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Units that go, and how they were chosen."""
+    """Units that go, how they were chosen, and what is done for the rest."""
 
     name: str
-    criterion: str | None  # "shapley" or "random"; None: nothing was removed
-    ratio: float
+    criterion: str | None  # None: nothing was removed
     seed: int | None
+    size: float | None  # that was asked for, in the job's own measure
     removed: Mapping[str, Sequence[int]]  # group -> units
+    repair: tuple[str, ...]
 
     @property
     def n_removed(self) -> int:
         return sum(len(units) for units in self.removed.values())
 
 
-def ranking_scores(scores: pa.Table, rank_by: str) -> dict[str, np.ndarray]:
-    """``scores.parquet`` -> group -> (n_units,) float64, in the table's order."""
-    groups = np.array(scores["group"].to_pylist(), dtype=object)
-    values = scores[rank_by].to_numpy()
-    return {group: values[groups == group] for group in dict.fromkeys(groups)}
+WHOLE = Cut("whole", None, None, None, {}, ())
 
 
-def cuts(scores: Mapping[str, np.ndarray], prune: Prune) -> list[Cut]:
-    """None, then for every ratio the plan and its random counterparts.
+class Chooser:
+    """How many units go from each group, under a job's constraints.
 
-    The job's own ratio comes first; the others are those of ``prune.curve``, ascending.
+    Args:
+        prune: the job's section.
+        groups: those that were scored.
+        sizes: of the network.
     """
-    n_units = {group: len(values) for group, values in scores.items()}
-    made = [Cut("full", None, 0.0, None, {})]
-    for ratio in [prune.ratio, *sorted(set(prune.curve) - {prune.ratio})]:
-        asked = prune.model_copy(update={"ratio": ratio})
-        planned = plan_removal(scores, asked)
-        made.append(Cut(f"shapley-{ratio}", "shapley", ratio, None, planned))
-        for seed in prune.random_seeds:
-            drawn = random_removal(n_units, planned, asked, seed)
-            made.append(Cut(f"random-{ratio}-{seed}", "random", ratio, seed, drawn))
-    return made
+
+    def __init__(self, prune: Prune, groups: Sequence[Group], sizes: Sizes) -> None:
+        self.prune, self.sizes = prune, sizes
+        self.n_units = {group.name: group.n_units for group in groups}
+        self.choices = {
+            name: [0]
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in prune.protect)
+            else allocate.options(n, prune.min_units, prune.round_to)
+            for name, n in self.n_units.items()
+        }
+
+    def measure(self, key: str) -> tuple[Callable[[Mapping[str, int]], float], float]:
+        """What a target is said in, and what the whole network has of it."""
+        if key == "ratio":
+            return self.sizes.units, float(sum(self.n_units.values()))
+        if key == "parameters":
+            return self.sizes.parameters, float(self.sizes.all_parameters)
+        return self.sizes.macs, float(self.sizes.all_macs)
+
+    def check(self) -> None:
+        """The job's sizes can be met.
+
+        Raises:
+            ValueError: names the key, the constraints, and the nearest that can.
+        """
+        key, value = self.prune.target
+        size, whole = self.measure(key)
+        least = allocate.smallest(self.choices, size) / whole
+        for share in (value, *self.prune.curve):
+            stays = 1 - share if key == "ratio" else share
+            if key in SEARCHED and share == value:
+                continue
+            if least > stays + 1e-9:
+                nearest = math.floor((1 - least) * 1e4) / 1e4 if key == "ratio" else _up(least)
+                raise ValueError(
+                    f"{key}: {share} cannot be met: with min_units {self.prune.min_units}, "
+                    f"round_to {self.prune.round_to}, protect {list(self.prune.protect)} and the "
+                    f"{len(self.n_units)} groups that are scored, "
+                    + (
+                        f"at most {1 - least:.2%} of the units can go"
+                        if key == "ratio"
+                        else f"at least {least:.2%} of the network's {_WORDS[key]} stays"
+                    )
+                    + f"; the nearest is {nearest:g}"
+                )
+
+    def least_share(self) -> float:
+        """Of the multiply-adds, with as few units as the constraints allow."""
+        return allocate.smallest(self.choices, self.sizes.macs) / self.sizes.all_macs
+
+    def choose(self, ranking: Ranking, losses: Losses, key: str, share: float) -> dict[str, list[int]]:
+        """The units that go, group by group, ascending.
+
+        Args:
+            losses: of the ranking, where `allocation` is measured.
+            key, share: "macs" or "parameters" and the share that may stay; "ratio" and the share
+                of the units that go.
+        """
+        size, whole = self.measure(key)
+        target = whole * share
+        if key == "ratio":
+            target = whole - math.floor(share * whole + 1e-9)
+        orders = ranking.orders
+        if self.prune.allocation == "measured":
+            curves = {group: _Interpolated(losses[ranking.name][group], n) for group, n in self.n_units.items()}
+            found = allocate.least_loss(curves, self.choices, size, target)
+        elif self.prune.allocation == "global":
+            found = allocate.in_order(allocate.by_score(ranking.scores), self.choices, size, target)
+        else:
+            found = allocate.in_order(allocate.evenly(self.n_units), self.choices, size, target)
+        return {group: sorted(orders[group][:count]) for group, count in found.items()}
 
 
-def plan_json(plan: Cut, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+_WORDS = {
+    "macs": "multiply-adds",
+    "parameters": "parameters",
+    "latency": "multiply-adds",
+    "max_loss_increase": "multiply-adds",
+    "min_accuracy": "multiply-adds",
+}
+
+
+def _up(share: float) -> float:
+    return math.ceil(share * 1e4) / 1e4
+
+
+class _Interpolated:
+    """A loss curve at any count: never lower with more units gone."""
+
+    def __init__(self, losses: Sequence[float], n_units: int) -> None:
+        self.at, self.losses = counts(n_units), np.maximum.accumulate(np.array(losses))
+
+    def __call__(self, count: int) -> float:
+        return float(np.interp(count, self.at, self.losses))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All networks that a job measures.
+
+    Attributes:
+        cut: the job's own, not repaired; the kept one where nothing is repaired.
+        kept: the job's own, repaired: what is saved.
+        others: its rivals at the same size, and all at the sizes of the curve.
+    """
+
+    cut: Cut
+    kept: Cut
+    others: tuple[Cut, ...]
+
+    @property
+    def all(self) -> list[Cut]:
+        bare = () if self.cut is self.kept else (self.cut,)
+        return [WHOLE, *bare, self.kept, *self.others]
+
+
+def compared_cuts(
+    rankings: Sequence[Ranking], losses: Losses, chooser: Chooser, key: str, share: float
+) -> Compared:
+    """The job's own cut at its own size and at those of the curve, and for each of them the cuts by
+    the other rankings with as many multiply-adds.
+
+    Args:
+        rankings: the job's own first.
+        key, share: the job's target.
+    """
+    prune, sizes = chooser.prune, chooser.sizes
+    own, *others = rankings
+    found: list[Cut] = []
+    for size in (share, *(size for size in prune.curve if size != share)):
+        removed = chooser.choose(own, losses, key, size)
+        name = f"{own.name}-{size:g}"
+        found.append(Cut(name, own.criterion, own.seed, size, removed, prune.repair))
+        macs = sizes.macs({group: len(units) for group, units in removed.items()})
+        for other in others:
+            removed = chooser.choose(other, losses, "macs", macs / sizes.all_macs)
+            name = f"{other.name}-{size:g}"
+            found.append(Cut(name, other.criterion, other.seed, size, removed, prune.repair))
+    kept, *rest = found
+    bare = replace(kept, name=f"{kept.name}-not-repaired", repair=()) if prune.repair else kept
+    return Compared(bare, kept, tuple(rest))
+
+
+def plan_json(plan: Cut, groups: Sequence[Group]) -> dict[str, Any]:
     """The content of ``prune/plan.json``."""
     return {
         "format": PLAN_FORMAT,
         "groups": {
-            group: {"n_units": len(values), "removed": list(plan.removed[group])}
-            for group, values in scores.items()
+            group.name: {"n_units": group.n_units, "removed": list(plan.removed[group.name])}
+            for group in groups
         },
     }

@@ -9,6 +9,7 @@ from torch import nn
 from shapray.config import Job
 from shapray.inputs.images import ImageSet
 from shapray.network.group import Group
+from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import Tally
 from shapray.storage.run_directory import RunDirectory
 
@@ -81,22 +82,68 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class EvaluateTask:
-    """Measure the network without some units on evaluation images ``first`` up to ``last``."""
+class CriterionTask:
+    """Score all units by a criterion other than Shapley values."""
 
-    cut: str  # a name, unique among the cuts of a run
-    removed: Mapping[str, Sequence[int]]
-    first: int
-    last: int
+    criterion: str
     cost: float
 
     def __str__(self) -> str:
-        return f"cut {self.cut}, images {self.first}-{self.last - 1}"
+        return f"criterion {self.criterion}"
+
+
+@dataclass(frozen=True)
+class CriterionScores:
+    task: CriterionTask
+    scores: Mapping[str, np.ndarray]  # group -> (n_units,)
+
+
+@dataclass(frozen=True)
+class LossTask:
+    """Measure what cutting `group` alone costs, by several orders of its units."""
+
+    group: str
+    orders: Mapping[str, Sequence[int]]  # ranking -> units, those that go first in front
+    cost: float
+
+    def __str__(self) -> str:
+        return f"losses of group {self.group}"
+
+
+@dataclass(frozen=True)
+class GroupLosses:
+    task: LossTask
+    losses: Mapping[str, Sequence[float]]  # ranking -> loss at `repair.curves.counts`
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Measure a cut network on images ``first`` up to ``last`` of a set.
+
+    Attributes:
+        publish: folder of the run directory for the network's files; None if it is not kept.
+        images: "evaluation"; or "calibration", whose images before `first` make the repair then.
+    """
+
+    cut: Cut
+    first: int
+    last: int
+    cost: float
+    publish: str | None = None
+    images: str = "evaluation"
+
+    def __str__(self) -> str:
+        return f"cut {self.cut.name}, images {self.first}-{self.last - 1}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
+    """Attributes:
+    notes: what is to be said of the network, a line each.
+    """
+
     task: EvaluateTask
     tally: Tally
     parameters: int
     multiply_adds: int
+    notes: tuple[str, ...]

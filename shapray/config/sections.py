@@ -1,0 +1,154 @@
+"""The sections of a job file: frozen models that refuse unknown keys."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from shapray.bounds import (
+    Arguments,
+    Count,
+    Finite,
+    Gpus,
+    Positive,
+    Seed,
+    Side,
+    Sides,
+    Text,
+    Wanted,
+    WorkerMemory,
+    empty_if_none,
+    is_a_folder,
+    such,
+    whole,
+)
+from shapray.config.prune import Prune
+from shapray.config.section import Section
+from shapray.shapley import values
+from shapray.shapley.estimators import MAX_EXACT_PLAYERS
+
+
+class Model(Section):
+    """The network: a factory and its weights."""
+
+    factory: Annotated[
+        str, such("expected module:callable", re.compile(r"[^:\s]+:[^:\s]+").fullmatch)
+    ]
+    kwargs: Arguments = {}
+    weights: Text | None = None
+
+
+class Images(Section):
+    """One set of images. `path` is any fsspec URL; `factory` names a torchvision data set
+    (``torchvision``) or a ``module:callable`` (``callable``), called with `kwargs`."""
+
+    source: Literal["parquet", "imagefolder", "torchvision", "callable"]
+    path: Text | None = None
+    factory: Text | None = None
+    kwargs: Arguments = {}
+    image_column: Text = "image"
+    label_column: Text | None = "label"
+    id_column: Text | None = "image_id"
+    where: Annotated[dict[Text, Wanted], BeforeValidator(empty_if_none)] = {}
+    limit: Count | None = None
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _has_what_its_source_needs(self) -> "Images":
+        needed = "path" if self.source in {"parquet", "imagefolder"} else "factory"
+        if getattr(self, needed) is None:
+            raise ValueError(f"source '{self.source}' needs the key '{needed}'")
+        if self.where and self.source != "parquet":
+            raise ValueError(f"'where' selects Parquet rows; source is '{self.source}'")
+        return self
+
+
+class Transform(Section):
+    """Image bytes -> float tensor: decode as `mode`, `resize` (shorter side, or [height, width]),
+    centre `crop`, scale to [0, 1], subtract `mean`, divide by `std`."""
+
+    mode: Literal["RGB", "L"] = "RGB"
+    resize: Sides | None = None
+    crop: Side | None = None
+    mean: tuple[Finite, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+
+    @model_validator(mode="after")
+    def _mean_and_std_fit(self) -> "Transform":
+        n_channels = 3 if self.mode == "RGB" else 1
+        for key in ("mean", "std"):
+            given = getattr(self, key)
+            if given is not None and len(given) != n_channels:
+                raise ValueError(
+                    f"{key} has {len(given)} numbers; mode {self.mode} has {n_channels} channels"
+                )
+        return self
+
+
+class Data(Section):
+    """The two sets of images, never the same, and how both become tensors."""
+
+    calibration: Images
+    evaluation: Images
+    transform: Transform = Transform()
+
+
+class Score(Section):
+    """What is computed for every unit.
+
+    An image that is sampled may take as many coalitions as `permutations` of its active units
+    meet; with `target_standard_error` (of a score, relative to the spread of the group's scores)
+    that is the most, and fewer are drawn where fewer reach the target."""
+
+    value: Annotated[
+        str, such(f"expected one of {', '.join(values.NAMES)}", values.NAMES.__contains__)
+    ] = "neg_cross_entropy"
+    estimator: Literal["hybrid", "exact", "permutation"] = "hybrid"
+    permutations: Annotated[int, whole(2, 2**20)] = 8
+    target_standard_error: Positive | None = None
+    exact_max_players: Annotated[int, whole(0, MAX_EXACT_PLAYERS)] = 12
+    groups: tuple[Text, ...] = ("*",)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _permutations_are_pairs(self) -> "Score":
+        if self.permutations % 2:
+            raise ValueError(
+                f"permutations is {self.permutations}; coalitions are drawn in pairs, "
+                "so the number must be even"
+            )
+        if self.target_standard_error is not None and self.permutations < 4:
+            raise ValueError(
+                f"permutations is {self.permutations}; target_standard_error needs at least 4, "
+                "the standard error of a single pair is unknown"
+            )
+        return self
+
+
+class Cluster(Section):
+    """Who computes: one worker per Ray actor. `grows`: the Ray cluster adds nodes when workers
+    wait for one."""
+
+    workers: Annotated[int | Literal["auto"], whole(1, 2**16, or_auto=True)] = "auto"
+    gpus_per_worker: Gpus = "auto"
+    cpus_per_worker: Annotated[int, whole(1, 1024)] = 1
+    images_per_task: Count = 16
+    memory_per_worker: WorkerMemory = 2 * 2**30
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    grows: bool | Literal["auto"] = "auto"
+
+
+class Job(Section):
+    """A whole job file."""
+
+    name: Text
+    model: Model
+    data: Data
+    score: Score = Score()
+    cluster: Cluster = Cluster()
+    prune: Prune = Prune()
+    output: Annotated[
+        str,
+        such("names no folder for a run; right is runs/NAME or s3://BUCKET/NAME", is_a_folder),
+    ]

@@ -1,0 +1,181 @@
+"""From scores to a smaller network and what it is worth, beside its rivals at the same size."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shapray.cluster.pool import Failure
+from shapray.config import Prune
+from shapray.driver.crew import Crew
+from shapray.driver.plan import Plan
+from shapray.driver.tasks import evaluate_tasks, measured
+from shapray.errors import JobError
+from shapray.pruning.curve import curve_table, losses_table, measurements_json
+from shapray.pruning.cuts import (
+    SEARCHED,
+    WHOLE,
+    Chooser,
+    Compared,
+    Cut,
+    Losses,
+    compared_cuts,
+    plan_json,
+)
+from shapray.pruning.ranking import Ranking, needed_criteria, rankings
+from shapray.storage.schemas import CURVE, LOSSES
+from shapray.worker.tasks import CriterionTask, EvaluateTask, Evaluation, LossTask
+
+STEPS = 8  # of the search for the smallest network that keeps what was asked
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """The stages behind the scores; needs workers, and no scoring.
+
+    Attributes:
+        folder: of the run directory that the files go to, ``prune`` or one in it.
+        stop: called with a stage's name and the tasks that failed for good.
+    """
+
+    crew: Crew
+    planned: Plan
+    chooser: Chooser
+    folder: str
+    stop: Callable[[str, list[Failure]], None]
+
+    @property
+    def prune(self) -> Prune:
+        return self.chooser.prune
+
+    def with_criteria(self, scores: pa.Table) -> pa.Table:
+        """``scores.parquet`` with a column for every other criterion that the job names."""
+        missing = [name for name in needed_criteria(self.prune) if name not in scores.column_names]
+        found: dict[str, Mapping[str, np.ndarray]] = {}
+
+        def receive(result: Any) -> None:
+            found[result.task.criterion] = result.scores
+
+        tasks = [CriterionTask(name, 1.0) for name in missing]
+        self.stop("criterion", self.crew.do("criterion", tasks, receive))
+        groups = list(dict.fromkeys(scores["group"].to_pylist()))
+        for name in missing:
+            values = np.concatenate([found[name][group] for group in groups])
+            scores = scores.append_column(
+                pa.field(name, pa.float64(), nullable=False), pa.array(values, pa.float64())
+            )
+        return scores
+
+    def ranked(self, scores: pa.Table) -> list[Ranking]:
+        """The job's own ranking first."""
+        sizes = self.chooser.sizes
+        per_unit = {
+            group: (sizes.all_macs - sizes.macs({group: 1})) or 1.0
+            for group in self.chooser.n_units
+        }
+        try:
+            return rankings(scores, self.prune, per_unit)
+        except ValueError as error:
+            raise JobError(f"prune.rank_by: {error}") from error
+
+    def losses(self, ranked: Sequence[Ranking]) -> Losses:
+        """What cutting each group alone costs: ranking -> group -> a loss per point."""
+        if self.prune.allocation != "measured":
+            return {}
+        orders = {ranking.name: ranking.orders for ranking in ranked}
+        tasks = [
+            LossTask(
+                group.name,
+                {name: order[group.name] for name, order in orders.items()},
+                float(max(1, self.planned.tail_macs[group.name])),
+            )
+            for group in self.planned.setup.groups
+        ]
+        found: dict[str, dict[str, Sequence[float]]] = {name: {} for name in orders}
+
+        def receive(result: Any) -> None:
+            for name, losses in result.losses.items():
+                found[name][result.task.group] = losses
+
+        self.stop("losses", self.crew.do("losses", tasks, receive))
+        store = self.planned.setup.store
+        store.publish_table(f"{self.folder}/group_losses.parquet", [losses_table(ranked, found, self.chooser)], LOSSES)
+        return found
+
+    def cuts(self, ranked: Sequence[Ranking], losses: Losses) -> Compared:
+        """All networks to measure; the plan of the one that is kept is published."""
+        key, share = self.prune.target
+        if key in SEARCHED:
+            key, share = "macs", self._smallest(ranked[0], losses)
+        compared = compared_cuts(ranked, losses, self.chooser, key, share)
+        plan = plan_json(compared.kept, self.planned.setup.groups)
+        self.planned.setup.store.publish_json(f"{self.folder}/plan.json", plan)
+        return compared
+
+    def measured(self, compared: Compared) -> dict[str, Any]:
+        """All networks on the evaluation images, the kept one's files published; returns the
+        content of ``metrics.json``."""
+        store = self.planned.setup.store
+        n_images = len(self.planned.setup.evaluation)
+        tasks = evaluate_tasks(compared, n_images, self.folder)
+        measurements = measured(compared.all, self._evaluated(tasks))
+        metrics = measurements_json(measurements, compared, self.prune)
+        n_units = sum(self.chooser.n_units.values())
+        store.publish_table(f"{self.folder}/curve.parquet", [curve_table(measurements, n_units)], CURVE)
+        store.publish_json(f"{self.folder}/metrics.json", metrics)
+        return metrics
+
+    def _evaluated(self, tasks: Sequence[EvaluateTask]) -> list[Evaluation]:
+        found: list[Evaluation] = []
+        self.stop("evaluate", self.crew.do("evaluate", tasks, found.append))
+        return found
+
+    def _smallest(self, own: Ranking, losses: Losses) -> float:
+        """The least share of the multiply-adds that keeps what the job asks for, on a fifth of the
+        calibration images that takes no part in the repair.
+
+        Raises:
+            JobError: not even the whole network keeps it, or there are too few images.
+        """
+        key, value = self.prune.target
+        n_held_back = len(self.planned.setup.calibration) // 5
+        if n_held_back < 1 or self.planned.setup.calibration.labels is None:
+            raise JobError(
+                f"prune.{key}: it is measured on a fifth of the calibration images, with labels; "
+                f"there are {len(self.planned.setup.calibration)} images"
+            )
+        [whole] = self._held_back([WHOLE])
+        least = self.chooser.least_share()
+        low, high = least, 1.0  # high is kept, low is not known
+        if key == "min_accuracy" and whole.tally.top1 < value:
+            raise JobError(
+                f"prune.min_accuracy: {value}; the whole network has {whole.tally.top1:.4g} on the "
+                f"{n_held_back} calibration images that are held back"
+            )
+        for step in range(STEPS):
+            share = low if step == 0 else (low + high) / 2
+            removed = self.chooser.choose(own, losses, "macs", share)
+            [found] = self._held_back(
+                [Cut(f"search-{share:g}", own.criterion, own.seed, share, removed, self.prune.repair)]
+            )
+            keeps = (
+                found.tally.top1 >= value
+                if key == "min_accuracy"
+                else found.tally.loss - whole.tally.loss <= value
+            )
+            if keeps:
+                high = share
+                if step == 0:
+                    break
+            else:
+                low = share
+        return high
+
+    def _held_back(self, cuts: Sequence[Cut]) -> list[Evaluation]:
+        n = len(self.planned.setup.calibration)
+        first = n - n // 5
+        return self._evaluated(
+            [EvaluateTask(cut, first, n, float(n), images="calibration") for cut in cuts]
+        )

@@ -1,0 +1,57 @@
+"""A network cut and repaired: all steps from a plan to what is saved."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shapray.config import Prune
+from shapray.network.group import Group
+from shapray.network.silence import silenced
+from shapray.network.surgery import prune_model
+from shapray.pruning.repair.least_squares import least_squares
+from shapray.text import some
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A smaller network, in eval mode, and what is to be said of it, a line each."""
+
+    network: nn.Module
+    notes: tuple[str, ...]
+
+
+def compressed(
+    whole: nn.Module,
+    groups: Sequence[Group],
+    removed: Mapping[str, Sequence[int]],
+    repair: Sequence[str],
+    images: Tensor,
+    labels: Tensor | None,
+    prune: Prune,
+    seed: int,
+) -> Compressed:
+    """The network without some units, repaired; `whole` is left as it is.
+
+    Args:
+        whole: in eval mode.
+        groups: those that lose units, at least.
+        removed: group -> units.
+        repair: what is done, of `prune.repair`.
+        images: (n, channels, height, width) float32, the calibration images, on the network's
+            device.
+        labels: (n,) int64; only read where `prune.distill.labels` asks for it.
+        seed: of what is drawn.
+    """
+    start, notes = whole, []
+    if "least_squares" in repair and any(removed.values()):
+        refitted = least_squares(whole, start, groups, removed, images, seed)
+        start = refitted.network
+        reasons: dict[str, list[str]] = {}
+        for layer, reason in refitted.left_out.items():
+            reasons.setdefault(reason, []).append(layer)
+        for reason, layers in reasons.items():
+            notes.append(f"not refitted: {some(layers)}: {reason}")
+    network = prune_model(start, images[:1], removed) if any(removed.values()) else start
+    return Compressed(network.eval(), tuple(notes))

@@ -1,0 +1,147 @@
+"""What cutting one group alone costs after repair, by how many of its units go."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from shapray.engine.trace import fold
+from shapray.network.group import Group
+from shapray.network.silence import read_channels, silenced
+from shapray.pruning.repair.least_squares import (
+    IMAGES_AT_ONCE,
+    MAX_ROWS,
+    bias_of,
+    least_squares,
+    may_have_bias,
+)
+from shapray.pruning.repair.regression import Regression
+from shapray.pruning.repair.sites import Site, find_sites
+from shapray.pruning.repair.walk import Walk
+
+CURVE_IMAGES = 128  # that a loss is measured on
+POINTS = 8  # of a curve: an eighth of the units, two eighths, ...
+
+
+def counts(n_units: int) -> list[int]:
+    """How many units go at each point of a curve: 0 first, all but one at most."""
+    return sorted({min(n_units - 1, round(n_units * i / POINTS)) for i in range(POINTS + 1)})
+
+
+def loss_curves(
+    model: nn.Module,
+    group: Group,
+    orders: Mapping[str, Sequence[int]],
+    images: Tensor,
+    repaired: bool,
+    folded: nn.Module | None = None,
+) -> dict[str, list[float]]:
+    """The loss with the first so many units of an order removed, all other groups whole.
+
+    The loss is the KL divergence of the outputs from the whole network's, in nats, mean over the
+    images; so it needs no labels. Repaired are the group's consumers, by least squares.
+
+    Args:
+        model: in eval mode.
+        orders: name -> the group's units, those that go first in front.
+        images: (n, channels, height, width) float32, on the model's device.
+        repaired: whether the consumers are refitted.
+        folded: `fold(model, images[:1])`, if it is there already.
+    Returns:
+        name -> a loss for each of `counts`.
+    """
+    folded = fold(model, images[:1]) if folded is None else folded
+    sites: list[Site] = []
+    if isinstance(folded, fx.GraphModule) and group.flat:
+        names = {consumer.module for consumer in group.consumers}
+        sites = [site for site in find_sites(model, folded, names)[0] if site.layer in names]
+        if {site.layer for site in sites} == names:
+            with torch.inference_mode():
+                return _refitted_in_place(model, folded, group, sites, orders, images, repaired)
+    with torch.inference_mode():
+        reference = _outputs(model, images)
+        return {
+            name: [
+                _kl(_outputs(_cut(model, group, order[:count], images, repaired), images), reference)
+                for count in counts(group.n_units)
+            ]
+            for name, order in orders.items()
+        }
+
+
+def _cut(
+    model: nn.Module, group: Group, units: Sequence[int], images: Tensor, repaired: bool
+) -> nn.Module:
+    removed = {group.name: units}
+    if repaired:
+        return least_squares(model, model, [group], removed, images).network
+    return silenced(model, [group], removed)
+
+
+def _refitted_in_place(
+    model: nn.Module,
+    folded: fx.GraphModule,
+    group: Group,
+    sites: Sequence[Site],
+    orders: Mapping[str, Sequence[int]],
+    images: Tensor,
+    repaired: bool,
+) -> dict[str, list[float]]:
+    """All points from one pass of what lies before the consumers: the inputs of a flat group's
+    consumers stay what they are, so that a fit on some channels is part of the fit on all."""
+    walk = Walk(folded, images, IMAGES_AT_ONCE)
+    walk.run_to(walk.source(sites[0].call))
+    walk.run_to(sites[-1].call)
+    reference = walk.output_with({})
+    inputs = {site.call: walk.of(walk.source(site.call)) for site in sites}
+    regressions = {}
+    for site in sites if repaired else ():
+        layer = folded.get_submodule(site.layer)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        n_rows = walk.n_rows(site.call, layer.weight.shape[0])
+        share = min(1.0, MAX_ROWS / n_rows)
+        regressions[site.call] = Regression(
+            layer, bias_of(layer), may_have_bias(model, site), int(n_rows * share)
+        )
+        pairs = list(zip(inputs[site.call], walk.of(site.call)))
+        regressions[site.call].add(lambda pairs=pairs: pairs, share)  # type: ignore[misc]
+
+    def outputs(units: Sequence[int]) -> Tensor:
+        stay = read_channels([group], {group.name: units})
+        changed = {}
+        for site in sites:
+            layer = folded.get_submodule(site.layer)
+            channels = stay[site.layer]
+            if repaired:
+                fit = regressions[site.call].solve(channels)
+                values = {"weight": fit.weight, "bias": fit.bias}
+            else:
+                values = {"weight": layer.weight * channels.to(layer.weight)[_beside(layer)]}
+            given = {name: value for name, value in values.items() if getattr(layer, name) is not None}
+            changed[site.call] = [
+                torch.func.functional_call(layer, given, (x,)) for x in inputs[site.call]
+            ]
+        return walk.output_with(changed)
+
+    return {
+        name: [
+            _kl(outputs(order[:count]), reference) if count else 0.0
+            for count in counts(group.n_units)
+        ]
+        for name, order in orders.items()
+    }
+
+
+def _beside(layer: nn.Module) -> tuple[None | slice, ...]:
+    """Index that lays input channels along a weight's second dimension."""
+    return (None, slice(None), *[None] * (2 * isinstance(layer, nn.Conv2d)))
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(part.clone()) for part in images.split(IMAGES_AT_ONCE)])
+
+
+def _kl(outputs: Tensor, reference: Tensor) -> float:
+    right = nn.functional.log_softmax(reference.double(), 1)
+    found = nn.functional.log_softmax(outputs.double(), 1)
+    return float(nn.functional.kl_div(found, right, log_target=True, reduction="batchmean"))

@@ -1,0 +1,200 @@
+"""A layer's weights by ridge regression on what it reads.
+
+A row is one image and output position of the layer; its features are the channels read there, tap
+by tap. Where there are fewer rows than features the rows are kept, and the system has their number
+of unknowns; elsewhere only its sums are: the normal equations. Both give the same weights.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+RIDGE = 1e-3  # of the mean of the diagonal, towards the layer's present weights
+UNFOLDED_NUMBERS = 2**24  # of patches that are spelled out at once
+_TINY = torch.finfo(torch.float32).tiny  # keeps a system solvable where all features are zero
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""What the layer reads and what it should put out, batch by batch; can be gone through again."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights in the layer's own shape, and what its outputs without bias are on these inputs.
+
+    Attributes:
+        weight: as the layer's, float32; zero where a channel was not to be read.
+        bias: (n_out,) float32; the present one if none may be fitted.
+        mean, variance: (n_out,) float64, of weight * input over images and positions.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class Regression:
+    """The rows of one layer, or their sums.
+
+    Args:
+        layer: a Conv2d or Linear, whose weights the ridge draws to.
+        bias: the one that goes with them, (n_out,).
+        with_bias: whether a bias may be fitted.
+        channels: (n_channels,) bool, those that may be read; only for a layer of one convolution
+            group.
+        n_rows: that will be added, about.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        bias: Tensor,
+        with_bias: bool,
+        n_rows: int,
+        channels: Tensor | None = None,
+    ) -> None:
+        self.layer, self.bias, self.with_bias = layer, bias.double(), with_bias
+        self.groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        assert channels is None or self.groups == 1
+        n_out, device = layer.weight.shape[0], layer.weight.device
+        self.n_channels = layer.weight.shape[1]
+        self.read = torch.arange(self.n_channels, device=device)
+        if channels is not None:
+            self.read = self.read[channels.to(device)]
+        weight = layer.weight.detach()[:, self.read].double()
+        self.taps = weight[0, 0].numel()
+        self.now = weight.unflatten(0, (self.groups, -1)).flatten(2).mT  # (groups, features, out)
+        n_features = self.now.shape[1]
+        self.keeps_rows = n_rows < n_features
+        self.rows: list[Tensor] = []  # each (groups, features, n)
+        self.targets: list[Tensor] = []  # each (groups, n, out)
+        options = {"dtype": torch.float64, "device": device}
+        if not self.keeps_rows:
+            self.gram = torch.zeros(self.groups, n_features, n_features, **options)
+        self.moment = torch.zeros(self.groups, n_features, n_out // self.groups, **options)
+        self.sum_x = torch.zeros(self.groups, n_features, 1, **options)
+        self.sum_y = torch.zeros(self.groups, 1, n_out // self.groups, **options)
+        self.n = 0
+
+    def add(self, batches: Batches, share: float = 1.0, seed: int = 0) -> None:
+        """Take rows in.
+
+        Args:
+            share: of the rows, by chance.
+            seed: of the chance.
+        """
+        for x, y in self._parts(batches, share, seed):
+            if self.keeps_rows:
+                self.rows.append(x)
+                self.targets.append(y)
+            else:
+                self.gram += (x @ x.mT).double()
+                self.moment += (x @ y).double()
+            self.sum_x += x.sum(2, keepdim=True, dtype=torch.float64)
+            self.sum_y += y.sum(1, keepdim=True, dtype=torch.float64)
+            self.n += x.shape[2]
+
+    def replace_targets(self, batches: Batches, share: float = 1.0, seed: int = 0) -> None:
+        """The same rows with other targets; `share` and `seed` as they were added with."""
+        self.targets.clear()
+        self.moment.zero_()
+        self.sum_y.zero_()
+        for x, y in self._parts(batches, share, seed):
+            if self.keeps_rows:
+                self.targets.append(y)
+            else:
+                self.moment += (x @ y).double()
+            self.sum_y += y.sum(1, keepdim=True, dtype=torch.float64)
+
+    def _parts(
+        self, batches: Batches, share: float, seed: int
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        random = torch.Generator().manual_seed(seed)
+        for inputs, targets in batches():
+            per_image = self.now.shape[1] * self.groups * targets[0].numel()
+            step = max(1, UNFOLDED_NUMBERS * self.layer.weight.shape[0] // max(1, per_image))
+            for start in range(0, len(inputs), step):
+                x = self._features(inputs[start : start + step])
+                y = self._outputs(targets[start : start + step])
+                if share < 1:
+                    chosen = (torch.rand(x.shape[2], generator=random) < share).to(x.device)
+                    x, y = x[:, :, chosen], y[:, chosen]
+                yield x, y
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        """(groups, features, n)."""
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return inputs[..., self.read].flatten(0, -2).T[None]
+        if len(self.read) < self.n_channels:
+            inputs = inputs[:, self.read]
+        padding = layer.padding
+        if layer.padding_mode != "zeros" or isinstance(padding, str):
+            inputs, padding = _padded(layer, inputs), (0, 0)
+        patches = nn.functional.unfold(
+            inputs, layer.kernel_size, layer.dilation, padding, layer.stride
+        )  # (images, channels * taps, positions)
+        return patches.unflatten(1, (self.groups, -1)).movedim(0, 2).flatten(2)
+
+    def _outputs(self, targets: Tensor) -> Tensor:
+        """(groups, n, outputs of a group)."""
+        if isinstance(self.layer, nn.Conv2d):
+            flat = targets.flatten(2).transpose(0, 1).flatten(1)
+        else:
+            flat = targets.flatten(0, -2).T
+        return flat.unflatten(0, (self.groups, -1)).mT
+
+    def solve(self, channels: Tensor | None = None, ridge: float = RIDGE) -> Fit:
+        """The weights that come nearest to the targets, drawn to the present ones by the ridge.
+
+        Args:
+            channels: (n_channels,) bool, those that may be read, of those that were.
+        """
+        read, here = self.read, torch.arange(self.now.shape[1], device=self.read.device)
+        if channels is not None:
+            stay = channels.to(read.device)[read]
+            read, here = read[stay], here[stay.repeat_interleave(self.taps)]
+        now, mean_x = self.now[:, here], self.sum_x[:, here] / self.n
+        mean_y = self.sum_y / self.n
+        centre_x = mean_x if self.with_bias else torch.zeros_like(mean_x)
+        given = mean_y if self.with_bias else self.bias.unflatten(0, (self.groups, 1, -1))
+        if self.keeps_rows:
+            rows = torch.cat(self.rows, 2)[:, here].double() - centre_x
+            left = torch.cat(self.targets, 1).double() - given - rows.mT @ now
+            penalty = self._penalty(rows.square().sum(2) + self.n * centre_x.square()[:, :, 0], ridge)
+            found = now + rows @ torch.linalg.solve(_raised(rows.mT @ rows, penalty), left)
+            variance = (found.mT @ (rows + centre_x - mean_x)).square().mean(2)
+        else:
+            gram = self.gram[:, here[:, None], here]
+            centred = gram - self.n * mean_x @ mean_x.mT
+            system = centred if self.with_bias else gram
+            moment = self.moment[:, here] - self.n * mean_x @ given
+            penalty = self._penalty(gram.diagonal(dim1=1, dim2=2), ridge)
+            found = now + torch.linalg.solve(_raised(system, penalty), moment - system @ now)
+            variance = ((centred @ found) * found).sum(1) / self.n
+        mean = (mean_x.mT @ found).flatten()
+        weight = torch.zeros_like(self.layer.weight)
+        weight[:, read] = found.mT.flatten(0, 1).unflatten(1, (len(read), -1)).reshape(
+            weight[:, read].shape
+        ).to(weight)
+        bias = mean_y.flatten() - mean if self.with_bias else self.bias
+        return Fit(weight, bias.float(), mean, variance.flatten().clamp(min=0))
+
+    def _penalty(self, diagonal: Tensor, ridge: float) -> Tensor:
+        """(groups,), from the features' sums of squares, (groups, features)."""
+        return ridge * diagonal.mean(1).clamp(min=_TINY)
+
+
+def _raised(system: Tensor, penalty: Tensor) -> Tensor:
+    """A square matrix per group with a number added to its diagonal."""
+    raised = system.clone()
+    raised.diagonal(dim1=1, dim2=2).add_(penalty[:, None])
+    return raised
+
+
+def _padded(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """As the layer pads: by words ("same") or by reflection, repetition, wrapping around."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return nn.functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)

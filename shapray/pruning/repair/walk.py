@@ -1,0 +1,120 @@
+"""A graph run node by node on all images, as far as is asked, keeping what is still to be read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from shapray.engine.network_game import PROCESS_BYTES
+
+SHARE = 0.75  # of the memory; the rest is for patches and sums
+
+
+class Walk:
+    """The values of a graph's nodes, per batch of images, up to a point that moves on.
+
+    A value is let go at the start of a stretch if no node of that stretch or later reads it.
+
+    Args:
+        graph: from `engine.trace.fold`; every node leaves its inputs as they are.
+        images: (n, channels, height, width), on the graph's device.
+        batch: images at once.
+    """
+
+    def __init__(self, graph: fx.GraphModule, images: Tensor, batch: int) -> None:
+        self.graph = graph
+        self.nodes = list(graph.graph.nodes)
+        self.place = {node.name: i for i, node in enumerate(self.nodes)}
+        self.last_read = {source: node for node in self.nodes for source in node.all_input_nodes}
+        self.batches = images.split(batch)
+        self.values: list[dict[str, Any]] = [{} for _ in self.batches]
+        self.done = 0
+        self._runner = fx.Interpreter(graph, garbage_collect_values=False)
+
+    def run_to(self, name: str) -> None:
+        """Compute up to and including a node; does nothing if it has been computed."""
+        stop = self.place[name] + 1
+        if stop <= self.done:
+            return
+        gone = [
+            node.name
+            for node in self.nodes[: self.done]
+            if node not in self.last_read or self.place[self.last_read[node].name] < self.done
+        ]
+        for values, images in zip(self.values, self.batches, strict=True):
+            for old in gone:
+                values.pop(old, None)
+            for node in self.nodes[self.done : stop]:
+                values[node.name] = self._run(node, values, images)
+        self.done = stop
+
+    def output_with(self, changed: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """The graph's output if some nodes had other values; the walk stays where it is.
+
+        Args:
+            changed: node -> its value per batch; all that lies before the first of them and is
+                read behind it must still be there.
+        """
+        again, outputs = set[fx.Node](), []
+        for place, node in enumerate(self.nodes):
+            if node.name not in changed and (
+                place >= self.done
+                or any(n in again or n.name in changed for n in node.all_input_nodes)
+            ):
+                again.add(node)
+        for i, (known, images) in enumerate(zip(self.values, self.batches, strict=True)):
+            values = known | {name: of_batches[i] for name, of_batches in changed.items()}
+            for node in self.nodes:
+                if node in again:
+                    values[node.name] = self._run(node, values, images)
+            outputs.append(values[self.nodes[-1].name])
+        return torch.cat(outputs)
+
+    def _run(self, node: fx.Node, values: dict[str, Any], images: Tensor) -> Any:
+        if node.op == "placeholder":
+            return images
+
+        def of(source: fx.Node) -> Any:
+            return values[source.name]
+
+        args, kwargs = fx.map_arg(node.args, of), fx.map_arg(node.kwargs, of)
+        if node.op == "get_attr":
+            return self._runner.fetch_attr(str(node.target))
+        return getattr(self._runner, node.op)(node.target, args, kwargs)
+
+    def source(self, name: str) -> str:
+        """Name of the node whose value a node reads first."""
+        return str(self.nodes[self.place[name]].args[0])
+
+    def of(self, name: str) -> list[Tensor]:
+        """A node's value, per batch."""
+        return [values[name] for values in self.values]
+
+    def put(self, name: str, batch: int, value: Tensor) -> None:
+        self.values[batch][name] = value
+
+    def n_rows(self, name: str, n_outputs: int) -> int:
+        """Positions of a layer's node with so many output channels, over all images."""
+        return sum(value.numel() for value in self.of(name)) // n_outputs
+
+
+def images_that_fit(graph: nn.Module, example: Tensor, memory: int) -> int:
+    """How many images two walks side by side may have.
+
+    Args:
+        graph: from `engine.trace.fold`; where it is no graph, nothing walks, and one image fits.
+        example: (1, channels, height, width).
+        memory: bytes, of the whole process.
+    """
+    if not isinstance(graph, fx.GraphModule):
+        return 1
+    walk = Walk(graph, example.to(next(graph.parameters()).device), 1)
+    alive = most = 0
+    with torch.inference_mode():
+        for node in walk.nodes[:-1]:
+            walk.run_to(node.name)
+            alive = sum(v.nbytes for v in walk.values[0].values() if isinstance(v, Tensor))
+            most = max(most, alive)
+    room = memory - PROCESS_BYTES if example.device.type == "cpu" else memory
+    return max(1, int(room * SHARE // (2 * most)))

@@ -1,0 +1,122 @@
+"""How big a network is with so many units of its groups gone, without cutting it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from shapray.network.group import Group
+from shapray.pruning.evaluate import count_macs
+
+
+@dataclass
+class _Layer:
+    """What of a module's size goes with its input channels, its output channels, or both."""
+
+    macs: int
+    weights: int  # parameters that go with both
+    others: int  # that go with the output channels alone
+    inputs: dict[str, float] = field(default_factory=dict)  # group -> share read, per unit
+    output: tuple[str, int] | None = None  # group whose units its output channels are, their number
+
+
+class Sizes:
+    """Multiply-adds and parameters of a network by how many units of each group are removed.
+
+    Exact where every channel of a group's layers is one unit's; of units of unequal size the mean
+    is taken.
+
+    Args:
+        model: in eval mode.
+        groups: all of the network, those that are not scored among them.
+        example: (1, channels, height, width), on the model's device.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> None:
+        self.n_units = {group.name: group.n_units for group in groups}
+        self.all_parameters, self.all_macs = count_macs(model, example)
+        macs = _macs_by_module(model, example)
+        self._layers: dict[str, _Layer] = {}
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            two_sided = isinstance(module, nn.Conv2d | nn.Linear) and weight is not None
+            weights = weight.numel() if two_sided else 0
+            if own:
+                self._layers[name] = _Layer(macs.get(name, 0), weights, own - weights)
+        for group in groups:
+            self._connect(group, groups)
+
+    def _connect(self, group: Group, groups: Sequence[Group]) -> None:
+        readers = {consumer.module for consumer in group.consumers}
+        for consumer in group.consumers:
+            read = sum(unit >= 0 for unit in consumer.unit_of_channel)
+            share = read / len(consumer.unit_of_channel) / group.n_units
+            self._layers[consumer.module].inputs[group.name] = share
+        for name in group.modules:
+            elsewhere = any(name in g.modules for g in groups if g is not group)
+            if name in self._layers and not (name in readers and elsewhere):
+                self._layers[name].output = (group.name, group.n_units)
+
+    def macs(self, removed: Mapping[str, int]) -> float:
+        """Multiply-adds for one image.
+
+        Args:
+            removed: group -> how many of its units.
+        """
+        gone = sum(
+            layer.macs * (1 - self._left_in(layer, removed) * self._left_out(layer, removed))
+            for layer in self._layers.values()
+        )
+        return self.all_macs - gone
+
+    def parameters(self, removed: Mapping[str, int]) -> float:
+        gone = 0.0
+        for layer in self._layers.values():
+            out = self._left_out(layer, removed)
+            gone += layer.weights * (1 - self._left_in(layer, removed) * out)
+            gone += layer.others * (1 - out)
+        return self.all_parameters - gone
+
+    def units(self, removed: Mapping[str, int]) -> float:
+        """Of the groups that `removed` names."""
+        return sum(self.n_units[name] - count for name, count in removed.items())
+
+    @staticmethod
+    def _left_in(layer: _Layer, removed: Mapping[str, int]) -> float:
+        return 1 - sum(share * removed.get(name, 0) for name, share in layer.inputs.items())
+
+    @staticmethod
+    def _left_out(layer: _Layer, removed: Mapping[str, int]) -> float:
+        if layer.output is None:
+            return 1.0
+        name, n_units = layer.output
+        return 1 - removed.get(name, 0) / n_units
+
+
+def _macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Of convolutions and linear layers, all calls together."""
+    found: dict[str, int] = {}
+
+    def watch(name: str, module: nn.Conv2d | nn.Linear) -> torch.utils.hooks.RemovableHandle:
+        n_out = module.weight.shape[0]
+
+        def add(_: nn.Module, __: object, output: Tensor) -> None:
+            found[name] = found.get(name, 0) + output.numel() // n_out * module.weight.numel()
+
+        return module.register_forward_hook(add)
+
+    handles = [
+        watch(name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        with torch.inference_mode():
+            model(example.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
