@@ -84,8 +84,27 @@ def test_norms_of_all_layers_that_are_added_up():
         rows = [model.stem.weight.data[unit], model.back.weight.data[unit]]
         assert l1[unit] == pytest.approx(sum(float(row.abs().sum()) for row in rows))
         assert l2[unit] == pytest.approx(sum(float(row.norm()) for row in rows))
-        gammas = abs(float(model.bn.weight[unit])) + abs(float(model.bn2.weight[unit]))
-        assert scale[unit] == pytest.approx(gammas)
+        gammas = model.bn.weight.data[unit].abs() + model.bn2.weight.data[unit].abs()
+        assert scale[unit] == pytest.approx(float(gammas))
+
+
+def test_norms_count_a_root_that_reads_its_own_group():
+    class Looped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.stem = nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return self.head(F.relu(x + self.mix(x)).mean((2, 3)))
+
+    model = lively(Looped())
+    group = groups_by_name(model)["mix"]
+    assert {consumer.module for consumer in group.consumers} == {"mix", "head"}
+    found = criterion("l1_norm", model, [group], images(), None)["mix"]
+    rows = [module.weight.data.abs().flatten(1).sum(1) for module in (model.mix, model.stem)]
+    assert found == pytest.approx(sum(rows).numpy())
 
 
 def test_norms_count_depthwise_convolutions_and_not_what_reads():
