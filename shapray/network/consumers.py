@@ -1,6 +1,6 @@
 """What a group's consumers read: masked, and where it is zero."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,38 @@ import torch.fx
 from torch import Tensor, nn
 
 from shapray.network.group import Consumer, Group
+
+Reader = Callable[[Tensor, int], Tensor]
+"""What a consumer would read, and the dimension its channels lie along -> what it reads."""
+
+
+@contextmanager
+def intercept(model: nn.Module, readers: Iterable[tuple[Consumer, Reader]]) -> Iterator[None]:
+    """Within the context, consumers read what their readers make of their inputs; a consumer with
+    several passes its input from one to the next."""
+
+    def hook(reader: Reader) -> Any:
+        def replace(
+            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+        ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+            read, *rest = args or (kwargs["input"],)
+            channel = 1 if isinstance(module, nn.Conv2d) else read.ndim - 1
+            others = {k: v for k, v in kwargs.items() if k != "input"}
+            return (reader(read, channel), *rest), others
+
+        return replace
+
+    handles = [
+        model.get_submodule(consumer.module).register_forward_pre_hook(
+            hook(reader), with_kwargs=True
+        )
+        for consumer, reader in readers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -24,33 +56,23 @@ def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterato
     assert coalition.dtype == torch.bool
     rows = torch.atleast_2d(coalition)
 
-    def zeroing(consumer: Consumer) -> Any:
+    def zeroing(consumer: Consumer) -> Reader:
         unit = torch.tensor(consumer.unit_of_channel, device=rows.device)
         gone = (unit >= 0) & ~rows[:, unit.clamp(min=0)]  # (1 or n_images, n_channels)
 
-        def zero(
-            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
-        ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-            read, *rest = args or (kwargs["input"],)
-            channel = 1 if isinstance(module, nn.Conv2d) else read.ndim - 1
-            shape = [len(gone), *(len(unit) if d == channel else 1 for d in range(1, read.ndim))]
+        def zero(read: Tensor, channel: int) -> Tensor:
             # Not a product: 0 * inf would be nan.
-            masked = read.masked_fill(gone.view(shape).to(read.device), 0.0)
-            return (masked, *rest), {k: v for k, v in kwargs.items() if k != "input"}
+            return read.masked_fill(along(gone, channel, read.ndim).to(read.device), 0.0)
 
         return zero
 
-    handles = [
-        model.get_submodule(consumer.module).register_forward_pre_hook(
-            zeroing(consumer), with_kwargs=True
-        )
-        for consumer in group.consumers
-    ]
-    try:
+    with intercept(model, [(consumer, zeroing(consumer)) for consumer in group.consumers]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def along(rows: Tensor, channel: int, ndim: int) -> Tensor:
+    """(n_images, n_channels) for a product with a tensor whose channels lie along `channel`."""
+    return rows.view(len(rows), *(rows.shape[1] if d == channel else 1 for d in range(1, ndim)))
 
 
 def active_units(model: nn.Module, groups: Sequence[Group], images: Tensor) -> dict[str, Tensor]:
@@ -68,30 +90,19 @@ def active_units(model: nn.Module, groups: Sequence[Group], images: Tensor) -> d
         for group in groups
     }
 
-    def watch(group: Group, consumer: Consumer) -> Callable[..., None]:
+    def watch(group: Group, consumer: Consumer) -> Reader:
         units = torch.tensor(consumer.unit_of_channel, device=images.device)
 
-        def look(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            (read, *_) = inputs or (named["input"],)
-            channel = 1 if isinstance(module, nn.Conv2d) else read.ndim - 1
+        def look(read: Tensor, channel: int) -> Tensor:
             active[group.name] |= units_read(read, channel, units, group.n_units)
+            return read
 
         return look
 
-    handles = [
-        model.get_submodule(consumer.module).register_forward_pre_hook(
-            watch(group, consumer), with_kwargs=True
-        )
-        for group in groups
-        if group.flat
-        for consumer in group.consumers
-    ]
-    try:
-        with torch.inference_mode():
-            model(images.clone())  # it may change its input
-    finally:
-        for handle in handles:
-            handle.remove()
+    flat = [group for group in groups if group.flat]
+    watched = [(consumer, watch(group, consumer)) for group in flat for consumer in group.consumers]
+    with intercept(model, watched), torch.inference_mode():
+        model(images.clone())  # it may change its input
     return active
 
 

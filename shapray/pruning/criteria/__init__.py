@@ -1,0 +1,101 @@
+"""The criteria that units can be ranked by beside Shapley values: same groups, same images.
+
+Imports what `pruning` may. Start with `criterion` and the table `CRITERIA` below it.
+
+A file a family: `at_random`, `weights`, `activity` (what is zero), `taylor` (what the loss's
+derivatives say) and `jacobian`, both by `gates`; `leave_one_out` is the exact loss of one unit.
+`inputs` is what they all take, `writers` says which modules put out a group's units.
+
+In all of them larger means more worth keeping, and a unit's channels in all layers that it spans
+make one number.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from shapray.network.group import Group
+from shapray.pruning.criteria.activity import apoz
+from shapray.pruning.criteria.at_random import at_random
+from shapray.pruning.criteria.inputs import Inputs
+from shapray.pruning.criteria.jacobian import jacobian
+from shapray.pruning.criteria.leave_one_out import leave_one_out
+from shapray.pruning.criteria.taylor import obd, taylor, taylor_signed
+from shapray.pruning.criteria.weights import batchnorm_scale, l1_norm, l2_norm
+from shapray.text import some
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How units are ranked, and what that takes.
+
+    Attributes:
+        scores: inputs -> group -> (n_units,) float64.
+        images: it looks at the images; the others take any.
+        loss: it takes the cross-entropy: to the labels, or to the network's own answers where
+            there are none.
+    """
+
+    scores: Callable[[Inputs], dict[str, np.ndarray]]
+    images: bool = False
+    loss: bool = False
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "random": Criterion(at_random),
+    "l1_norm": Criterion(l1_norm),
+    "l2_norm": Criterion(l2_norm),
+    "batchnorm_scale": Criterion(batchnorm_scale),
+    "apoz": Criterion(apoz, images=True),
+    "taylor": Criterion(taylor, images=True, loss=True),
+    "taylor_signed": Criterion(taylor_signed, images=True, loss=True),
+    "obd": Criterion(obd, images=True, loss=True),
+    "jacobian": Criterion(jacobian, images=True, loss=True),
+    "leave_one_out": Criterion(leave_one_out, images=True, loss=True),
+}
+
+
+def criterion(
+    name: str,
+    model: nn.Module,
+    groups: Sequence[Group],
+    images: Tensor,
+    labels: Tensor | None,
+    seed: int = 0,
+    batch: int = 64,
+) -> dict[str, np.ndarray]:
+    """Every unit's worth by one of `CRITERIA`; larger = more worth keeping.
+
+    The same arguments give the same numbers. Sums over images are in float64.
+
+    Args:
+        name: one of `CRITERIA`.
+        model: in eval mode, float32; left as it is.
+        groups: scorable ones (see `find_groups`), none twice.
+        images: (n_images, channels, height, width) float32, on any device.
+        labels: (n_images,) int64; without them the class the network itself predicts is the label.
+        seed: of `random`.
+        batch: images that are in the network at once.
+    Returns:
+        group's name -> (n_units,) float64, in the order of `groups`.
+    Raises:
+        ValueError: no criterion of that name; one that says nothing about a group or the network;
+            a value that is not finite.
+    """
+    if name not in CRITERIA:
+        raise ValueError(f"there is no criterion '{name}'; there are {', '.join(CRITERIA)}")
+    assert not model.training
+    if not groups:
+        return {}
+    scores = CRITERIA[name].scores(Inputs(model, groups, images, labels, seed, batch))
+    for group, values in scores.items():
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise ValueError(
+                f"criterion {name}, group {group}: {len(wrong)} of {len(values)} values are not "
+                f"finite, those of units {some(wrong.tolist())}; the network's weights or what it "
+                "makes of these images are not"
+            )
+    return scores

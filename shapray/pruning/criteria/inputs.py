@@ -1,0 +1,42 @@
+"""What every criterion takes."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shapray.network.group import Group
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A network, its groups, and images to see it work; see `criterion`."""
+
+    model: nn.Module
+    groups: Sequence[Group]
+    images: Tensor
+    labels: Tensor | None
+    seed: int
+    batch: int
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def batches(self) -> Iterator[Tensor]:
+        """The images by `batch`, on the network's device; each is a copy, which may be changed."""
+        for part in self.images.split(self.batch):
+            yield part.to(self.device, copy=True)
+
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        """(n_images,) int64, on the network's device: the labels, or the classes the network
+        predicts."""
+        if self.labels is not None:
+            return self.labels.to(self.device)
+        with torch.inference_mode():
+            predicted = torch.cat([self.model(part).argmax(1) for part in self.batches()])
+        return predicted.clone()  # a tensor of inference mode is none for a gradient

@@ -1,0 +1,47 @@
+"""What the network loses with one unit, measured: its marginal contribution to all others."""
+
+import numpy as np
+import torch
+
+from shapray.engine.network_game import NetworkSplit
+from shapray.engine.score import Scorer
+from shapray.pruning.criteria.inputs import Inputs
+from shapray.shapley.values import check_outputs
+
+VALUE = "neg_cross_entropy"
+MEMORY = 2**31  # bytes for what the engine caches and has in work
+
+
+def leave_one_out(inputs: Inputs) -> dict[str, np.ndarray]:
+    """Mean over images of value(all) - value(all but the unit), the value being minus the
+    cross-entropy: exact, in float32; what lies before the consumers is computed once an image.
+
+    It misses redundancy: of two units that do the same, neither is missed alone.
+
+    Raises:
+        ValueError: the network has one output, whose cross-entropy is always 0.
+    """
+    example = inputs.images[:1].to(inputs.device)
+    scorer = Scorer(inputs.model, inputs.groups, example, inputs.device, MEMORY)
+    return {
+        group.name: _losses(scorer.split(group.name, "float32"), inputs) for group in inputs.groups
+    }
+
+
+def _losses(split: NetworkSplit, inputs: Inputs) -> np.ndarray:
+    check_outputs(VALUE, split.n_outputs)
+    n_units = split.group.n_units
+    total = torch.zeros(n_units, dtype=torch.float64)
+    at_once = min(inputs.batch, split.images_at_once(1))
+    for images, targets in zip(
+        inputs.images.split(at_once), inputs.targets.split(at_once), strict=True
+    ):
+        game = split.game(images, targets, VALUE)
+        # A null player's loss is exactly 0.
+        image, unit = game.active.nonzero(as_tuple=True)
+        without = torch.ones(len(unit), n_units, dtype=torch.bool)
+        without[torch.arange(len(unit)), unit] = False
+        left = game.value(image, game.outputs(image, without).double())
+        whole = game.value(torch.arange(len(images)), game.reference[:, 1].double())
+        total.index_add_(0, unit, whole.cpu()[image] - left.cpu())
+    return (total / len(inputs.images)).numpy()

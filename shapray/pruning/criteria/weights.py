@@ -1,0 +1,75 @@
+"""What can be read off the weights: how large those are that make a unit."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from shapray.network.group import Group
+from shapray.pruning.criteria.inputs import Inputs
+from shapray.pruning.criteria.writers import writers
+
+
+def l1_norm(inputs: Inputs) -> dict[str, np.ndarray]:
+    """Sum of the magnitudes of the weights that make a unit, biases left out.
+
+    Those are its rows of every convolution and linear layer that puts it out; in a residual stream
+    those of all layers that are added up.
+
+    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+    """
+    return _row_norms(inputs, lambda rows: rows.abs().sum(1))
+
+
+def l2_norm(inputs: Inputs) -> dict[str, np.ndarray]:
+    """Euclidean norm of the weights that make a unit, biases left out: that of its row of a layer,
+    summed over the layers that put it out (see `l1_norm`)."""
+    return _row_norms(inputs, lambda rows: rows.square().sum(1).sqrt())
+
+
+def batchnorm_scale(inputs: Inputs) -> dict[str, np.ndarray]:
+    """Sum of the magnitudes of a unit's scales in the BatchNorms behind it.
+
+    Raises:
+        ValueError: a group has no BatchNorm of its own units alone.
+    Source: Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming".
+    """
+    return {group.name: _scales(inputs.model, group) for group in inputs.groups}
+
+
+def _row_norms(inputs: Inputs, norm: Callable[[Tensor], Tensor]) -> dict[str, np.ndarray]:
+    return {
+        group.name: _total(
+            [
+                norm(_exact(module.weight).flatten(1))
+                for module in writers(inputs.model, group).values()
+                if isinstance(module, nn.Conv2d | nn.Linear)
+            ]
+        )
+        for group in inputs.groups
+    }
+
+
+def _scales(model: nn.Module, group: Group) -> np.ndarray:
+    scales = [
+        _exact(module.weight).abs()
+        for module in writers(model, group).values()
+        if isinstance(module, _BatchNorm) and module.affine
+    ]
+    if not scales:
+        raise ValueError(
+            f"criterion batchnorm_scale, group {group.name}: it has no BatchNorm with a scale for "
+            f"each of its {group.n_units} units; leave the group out, or rank by another "
+            "criterion, such as l1_norm"
+        )
+    return _total(scales)
+
+
+def _exact(weight: Tensor) -> Tensor:
+    return weight.detach().double().cpu()
+
+
+def _total(parts: list[Tensor]) -> np.ndarray:
+    return torch.stack(parts).sum(0).numpy()
