@@ -9,7 +9,7 @@ from shapray.driver.plan import Plan
 from shapray.network.group import Group
 from shapray.pruning.curve import Measurement
 from shapray.pruning.cuts import Cut
-from shapray.pruning.evaluate import Tally
+from shapray.pruning.evaluate import joined
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS, Sampling, is_exact, n_sampled
 from shapray.worker.tasks import EvaluateTask, Evaluation, InspectTask, ScoreTask
 
@@ -101,9 +101,7 @@ def measured(compared: Sequence[Cut], evaluations: Iterable[Evaluation]) -> list
         parts[evaluation.task.cut].append(evaluation)
     results = []
     for cut in compared:
-        total = Tally(0, 0, 0.0)
-        for part in sorted(parts[cut.name], key=lambda part: part.task.first):
-            total += part.tally
-        some = parts[cut.name][0]
+        ordered = sorted(parts[cut.name], key=lambda part: part.task.first)
+        total, some = joined(part.tally for part in ordered), ordered[0]
         results.append(Measurement(cut, total, some.parameters, some.multiply_adds))
     return results

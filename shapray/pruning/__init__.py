@@ -3,6 +3,6 @@
 Imports `engine` (the traced network), `network`, `inputs`, `config`, `storage` and what lies below
 them; knows no Ray. Start with `cuts`, all cuts that a job compares.
 
-`ranking` says which units go first; `evaluate` measures a network; `curve` puts what was measured
-into tables; `saved` writes and reads the compressed network.
+`ranking` says which units go first; `evaluate` says how good a network is, `latency` how fast;
+`curve` puts what was measured into tables; `saved` writes and reads the compressed network.
 """

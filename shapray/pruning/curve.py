@@ -1,5 +1,6 @@
 """What was measured of the cuts, as the tables and reports of a run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,21 @@ class Measurement:
     multiply_adds: int
 
     def numbers(self) -> dict[str, Any]:
+        """For tables and JSON: None (null) where a number is not finite or does not exist."""
+        tally = self.tally
+        top1_low, top1_high = tally.top1_interval
+        loss_low, loss_high = tally.loss_interval or (None, None)
         return {
-            "top1": self.tally.top1,
-            "loss": self.tally.loss,
+            "top1": tally.top1,
+            "top1_low": top1_low,
+            "top1_high": top1_high,
+            "top5": tally.top5,
+            "loss": tally.loss if math.isfinite(tally.loss) else None,
+            "loss_low": loss_low,
+            "loss_high": loss_high,
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
-            "n_images": self.tally.n,
+            "n_images": tally.n,
             "n_removed": self.cut.n_removed,
         }
 
@@ -37,8 +47,8 @@ def measurements_json(measurements: Sequence[Measurement], ratio: float) -> dict
     [before] = [found for found in measurements if found.cut.criterion is None]
     [after] = [found for found in at_ratio if found.cut.criterion == "shapley"]
     return {
-        "before": before.numbers(),
-        "after": after.numbers(),
+        "before": before.numbers() | {"per_class": before.tally.per_class},
+        "after": after.numbers() | {"per_class": after.tally.per_class},
         "random": [
             {"seed": found.cut.seed} | found.numbers()
             for found in at_ratio

@@ -58,7 +58,12 @@ CURVE = pa.schema(
         pa.field("removed_fraction", pa.float64(), nullable=False),
         pa.field("seed", pa.int64()),
         pa.field("top1", pa.float64(), nullable=False),
-        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("top1_low", pa.float64(), nullable=False),
+        pa.field("top1_high", pa.float64(), nullable=False),
+        pa.field("top5", pa.float64()),
+        pa.field("loss", pa.float64()),
+        pa.field("loss_low", pa.float64()),
+        pa.field("loss_high", pa.float64()),
         pa.field("parameters", pa.int64(), nullable=False),
         pa.field("multiply_adds", pa.int64(), nullable=False),
     ]

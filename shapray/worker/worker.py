@@ -10,7 +10,7 @@ from torch import nn
 from shapray.engine.score import Scorer, score_images
 from shapray.network.consumers import count_active
 from shapray.network.surgery import prune_model
-from shapray.pruning.evaluate import Tally, count_macs, tally
+from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.storage.shards import publish_shard
 from shapray.worker.rows import shard_table
 from shapray.worker.tasks import (
@@ -88,7 +88,7 @@ class Worker:
         )
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        """Top-1 hits and loss of a pruned network on some evaluation images, and its size."""
+        """Hits and losses of a pruned network on some evaluation images, and its size."""
         evaluation, device = self.setup.evaluation, self.scorer.device
         assert evaluation.labels is not None
         if self._pruned is None or self._pruned[0] != task.cut:
@@ -98,9 +98,9 @@ class Worker:
             parameters, multiply_adds = count_macs(network, self.example)
             self._pruned = (task.cut, network.to(device), parameters, multiply_adds)
         _, network, parameters, multiply_adds = self._pruned
-        total = Tally(0, 0, 0.0)
+        parts = []
         for first in range(task.first, task.last, IMAGES_AT_ONCE):
             last = min(first + IMAGES_AT_ONCE, task.last)
             images = evaluation.load(first, last)
-            total += tally(network, images, evaluation.labels[first:last], device)
-        return Evaluation(task, total, parameters, multiply_adds)
+            parts.append(tally(network, images, evaluation.labels[first:last], device))
+        return Evaluation(task, joined(parts), parameters, multiply_adds)
