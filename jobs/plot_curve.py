@@ -1,50 +1,97 @@
-"""Draws accuracy and loss against the share of units removed, from a finished run.
+"""Draws accuracy and loss against the multiply-adds that are left, from a finished run.
 
 python jobs/plot_curve.py RUN_DIRECTORY PICTURE.png
 """
 
 import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import fsspec
-import matplotlib.pyplot as plt
+import matplotlib as mpl
+import numpy as np
 import pyarrow.parquet as pq
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+mpl.use("Agg")
+Row = dict[str, Any]
+# Told apart by eyes that see few colours (Okabe and Ito 2008), and by their markers.
+COLOURS = ("#0072b2", "#767676", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black")
+MARKERS = "os^DvPX*"  # of criteria, as the colours
+DASHES = ("-", "--", ":", "-.")  # of repairs
 
 
-def draw(run: str, picture: str) -> None:
-    """The plan's line, and the random draws' mean with the range between their extremes."""
-    with fsspec.open(f"{run.rstrip('/')}/prune/curve.parquet") as file:
-        rows = pq.read_table(file).to_pylist()
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for axis, key, title in zip(axes, ("top1", "loss"), ("accuracy", "cross-entropy"), strict=True):
-        planned = [row for row in rows if row["criterion"] == "shapley"]
-        drawn = [row for row in rows if row["criterion"] == "random"]
-        x = [row["removed_fraction"] for row in planned]
-        ratios = sorted({row["ratio"] for row in rows})
-        draws = [[row[key] for row in drawn if row["ratio"] == ratio] for ratio in ratios]
-        n_seeds = len(draws[0])
-        axis.fill_between(
-            x,
-            [min(d) for d in draws],
-            [max(d) for d in draws],
-            color="tab:gray",
-            alpha=0.25,
-            label=f"random, range of {n_seeds}",
-        )
-        axis.plot(x, [sum(d) / n_seeds for d in draws], color="tab:gray", label="random, mean")
-        axis.plot(
-            x, [row[key] for row in planned], "o-", color="tab:blue", label="lowest Shapley values"
-        )
-        axis.set_xlabel("share of units removed")
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
+def draw(rows: Iterable[Row], picture: str) -> None:
+    """A line for each criterion and repair, and the whole network's level.
+
+    Whiskers are 95 % intervals; several seeds are drawn as their mean, with a band and whiskers
+    from the least to the greatest. What is not finite is left out.
+    """
+    lines: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        lines[row["criterion"], row["repair"]].append(row)
+    [whole] = [row for name in list(lines) if name[0] == "whole" for row in lines.pop(name)]
+    criteria, repairs = (list(dict.fromkeys(names)) for names in zip(*lines))
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, key, title in ((left, "top1", "accuracy"), (right, "loss", "cross-entropy (nats)")):
+        if whole[key] is not None:
+            axes.axhline(whole[key], color="black", linewidth=1, label="whole network")
+        for (criterion, repair), found in lines.items():
+            look, dash = criteria.index(criterion), DASHES[repairs.index(repair) % len(DASHES)]
+            colour, marker = COLOURS[look % len(COLOURS)], MARKERS[look % len(MARKERS)]
+            _draw_line(axes, found, key, whole["multiply_adds"], colour, marker + dash)
+        axes.set(title=title, xlabel="multiply-adds left")
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+    left.yaxis.set_major_formatter(PercentFormatter(1))
+    right.set_yscale("log")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(picture, dpi=120)
+
+
+def _draw_line(
+    axes: Axes, rows: Sequence[Row], key: str, whole: int, colour: str, style: str
+) -> None:
+    """The rows of one criterion and repair; `whole`: multiply-adds of the whole network."""
+    sizes: dict[float, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row[key] is not None:
+            sizes[row["ratio"]].append(row)
+    points = np.array([_point(found, key) for _, found in sorted(sizes.items())]).reshape(-1, 4)
+    x, y, low, high = points.T
+    n_seeds = len({row["seed"] for row in rows})
+    name, repair = rows[0]["criterion"], rows[0]["repair"]
+    name += f", repaired by {repair}" if repair != "none" else ""
+    axes.errorbar(
+        x / whole,
+        y,
+        yerr=(y - low, high - y),
+        fmt=style,
+        color=colour,
+        label=f"{name}, mean and range of {n_seeds}" if n_seeds > 1 else name,
+        markersize=5,
+        elinewidth=0.8,
+        capsize=2,
+    )
+    if n_seeds > 1:
+        axes.fill_between(x / whole, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _point(rows: Sequence[Row], key: str) -> tuple[float, float, float, float]:
+    """Mean multiply-adds and mean number of the networks of one size, and the number's range."""
+    values = [row[key] for row in rows]
+    low, high = rows[0][f"{key}_low"], rows[0][f"{key}_high"]
+    if len(rows) > 1 or low is None:
+        low, high = min(values), max(values)
+    return float(np.mean([row["multiply_adds"] for row in rows])), float(np.mean(values)), low, high
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    draw(sys.argv[1], sys.argv[2])
+    with fsspec.open(f"{sys.argv[1].rstrip('/')}/prune/curve.parquet") as file:
+        draw(pq.read_table(file).to_pylist(), sys.argv[2])

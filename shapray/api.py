@@ -8,7 +8,7 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,9 +46,9 @@ from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
-from shapray.pruning.cuts import ranking_scores
-from shapray.pruning.evaluate import Tally, count_macs, tally
-from shapray.pruning.ranking import plan_removal
+from shapray.pruning.cuts import Chooser
+from shapray.pruning.evaluate import Interval, count_macs, joined, tally
+from shapray.pruning.ranking import rankings
 from shapray.shapley.estimators import check_enumerable
 from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
@@ -58,7 +58,13 @@ from shapray.worker.tasks import PrecisionTask
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
 IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
-CHOOSING = ("rank_by", "scope", "min_units", "round_to")  # keys of a plan beside its ratio
+CHOOSING = (
+    "rank_by",
+    "allocation",
+    "min_units",
+    "round_to",
+    "protect",
+)  # keys of a plan beside its ratio
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,14 +106,23 @@ class Quality:
 
     Attributes:
         top1: share of the images whose largest output is the label's.
+        top1_interval: 95 % of it, low and high (Wilson's).
+        top5: share of the images whose label is among the five largest; None below six classes.
+        per_class: top1 of every class's images, None where there are none.
         loss: mean cross-entropy in nats.
+        loss_interval: 95 % of it, from the images' spread; None where that is not known (a single
+            image, a loss that is not finite).
         parameters: shared ones once.
         multiply_adds: for one image, of convolutions and matrix products.
         n_images: that it was measured on.
     """
 
     top1: float
+    top1_interval: Interval
+    top5: float | None
+    per_class: tuple[float | None, ...] = field(repr=False)
     loss: float
+    loss_interval: Interval | None
     parameters: int
     multiply_adds: int
     n_images: int
@@ -201,8 +216,13 @@ def plan(scores: Scores, ratio: float = 0.3, **settings: Any) -> dict[str, list[
     unknown = settings.keys() - set(CHOOSING)
     if unknown:
         raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(CHOOSING)}")
-    asked = section_of(Prune, settings | {"ratio": ratio})
-    return plan_removal(ranking_scores(scores.scores, asked.rank_by), asked)
+    chosen = {"allocation": "global", "criteria": []} | settings | {"ratio": ratio}
+    asked = section_of(Prune, chosen)
+    [ranking] = rankings(scores.scores, asked, {})
+    n_units = {group: len(values) for group, values in ranking.scores.items()}
+    chooser = Chooser(asked, n_units, None)
+    chooser.check()
+    return chooser.choose(ranking, {}, "ratio", ratio)
 
 
 def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> nn.Module:
@@ -251,11 +271,20 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -
     n_classes = about("images", lambda: probe(network, example))
     with named_as_arguments():
         check_labels(targets, [str(i) for i in range(len(pixels))], n_classes, "labels")
-    total = Tally(0, 0, 0.0)
-    for part, of_part in zip(pixels.split(IMAGES_AT_ONCE), targets.split(IMAGES_AT_ONCE)):
-        total += tally(network, part, of_part, own.device)
+    slices = zip(pixels.split(IMAGES_AT_ONCE), targets.split(IMAGES_AT_ONCE))
+    found = joined(tally(network, part, of_part, own.device) for part, of_part in slices)
     parameters, multiply_adds = count_macs(network, example)
-    return Quality(total.top1, total.loss, parameters, multiply_adds, total.n)
+    return Quality(
+        top1=found.top1,
+        top1_interval=found.top1_interval,
+        top5=found.top5,
+        per_class=found.per_class,
+        loss=found.loss,
+        loss_interval=found.loss_interval,
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        n_images=found.n,
+    )
 
 
 def _like(network: nn.Module) -> Tensor:

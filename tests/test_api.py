@@ -88,6 +88,12 @@ def test_from_scores_to_a_smaller_network(digits, capsys):
     assert quality.multiply_adds < whole.multiply_adds
     assert quality.n_images == len(evaluation)
     assert 0.5 < quality.top1 <= whole.top1 == pytest.approx(0.99, abs=0.02)
+    for found in (quality, whole):
+        assert found.top1_interval[0] < found.top1 <= found.top5 <= found.top1_interval[1] <= 1
+        assert found.loss_interval[0] < found.loss < found.loss_interval[1]
+    n_of = torch.bincount(given(evaluation)[1]).tolist()
+    hits = [share * n for share, n in zip(quality.per_class, n_of, strict=True)]
+    assert sum(hits) == pytest.approx(quality.top1 * quality.n_images)
 
 
 def test_without_labels(digits):

@@ -19,6 +19,7 @@ from shapray.inputs.model import build_model
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
 from shapray.network.group import Group
+from shapray.pruning.latency import processor, processor_name
 from shapray.shapley.coalitions import image_seed
 
 ROOT = Path(__file__).parents[2]
@@ -137,24 +138,16 @@ def ready_inputs(split: NetworkSplit, game: NetworkGame, index: Tensor) -> list[
     return inputs
 
 
-def _processor() -> dict[str, str]:
-    """What Linux says of the first processor; nothing elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
-    return {key.strip(): text.strip() for key, _, text in (line.partition(":") for line in lines)}
-
-
 def wide_instructions() -> list[str]:
     """What the processor has of what matters here."""
-    flags = _processor().get("flags", "").split()
+    flags = processor().get("flags", "").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def machine() -> str:
     """One line about what the benchmark ran on."""
-    cpu = _processor().get("model name", platform.processor() or platform.machine())
     return (
-        f"{cpu} ({', '.join(wide_instructions()) or 'no wide instructions known'}), "
+        f"{processor_name()} ({', '.join(wide_instructions()) or 'no wide instructions known'}), "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )

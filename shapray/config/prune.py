@@ -108,7 +108,7 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Prune":
-        if not self.rank_by or "random" in self.rank_by and len(self.rank_by) > 1:
+        if not self.rank_by or ("random" in self.rank_by and len(self.rank_by) > 1):
             raise ValueError(f"rank_by is {list(self.rank_by)}; name one criterion or several")
         order = sorted(self.repair, key=REPAIRS.index)
         if list(self.repair) != order:

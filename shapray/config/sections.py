@@ -1,7 +1,7 @@
 """The sections of a job file: frozen models that refuse unknown keys."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, model_validator
 

@@ -101,7 +101,9 @@ class Cutting:
 
         self.stop("losses", self.crew.do("losses", tasks, receive))
         store = self.planned.setup.store
-        store.publish_table(f"{self.folder}/group_losses.parquet", [losses_table(ranked, found, self.chooser)], LOSSES)
+        store.publish_table(
+            f"{self.folder}/group_losses.parquet", [losses_table(ranked, found)], LOSSES
+        )
         return found
 
     def cuts(self, ranked: Sequence[Ranking], losses: Losses) -> Compared:
@@ -114,16 +116,26 @@ class Cutting:
         self.planned.setup.store.publish_json(f"{self.folder}/plan.json", plan)
         return compared
 
-    def measured(self, compared: Compared) -> dict[str, Any]:
-        """All networks on the evaluation images, the kept one's files published; returns the
-        content of ``metrics.json``."""
+    def measured(self, compared: Compared, entry: dict[str, Any]) -> dict[str, Any]:
+        """All networks on the evaluation images, the kept one's files published.
+
+        Args:
+            entry: of the stage, to which facts are added.
+        Returns:
+            the content of ``metrics.json``.
+        """
         store = self.planned.setup.store
         n_images = len(self.planned.setup.evaluation)
         tasks = evaluate_tasks(compared, n_images, self.folder)
+        entry |= {"networks": len(compared.all), "tasks": len(tasks), "tasks_failed": 0}
         measurements = measured(compared.all, self._evaluated(tasks))
         metrics = measurements_json(measurements, compared, self.prune)
         n_units = sum(self.chooser.n_units.values())
-        store.publish_table(f"{self.folder}/curve.parquet", [curve_table(measurements, n_units)], CURVE)
+        store.publish_table(
+            f"{self.folder}/curve.parquet",
+            [curve_table(measurements, n_units, self.prune.target[0])],
+            CURVE,
+        )
         store.publish_json(f"{self.folder}/metrics.json", metrics)
         return metrics
 
@@ -158,7 +170,16 @@ class Cutting:
             share = low if step == 0 else (low + high) / 2
             removed = self.chooser.choose(own, losses, "macs", share)
             [found] = self._held_back(
-                [Cut(f"search-{share:g}", own.criterion, own.seed, share, removed, self.prune.repair)]
+                [
+                    Cut(
+                        f"search-{share:g}",
+                        own.criterion,
+                        own.seed,
+                        share,
+                        removed,
+                        self.prune.repair,
+                    )
+                ]
             )
             keeps = (
                 found.tally.top1 >= value

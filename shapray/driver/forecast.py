@@ -22,9 +22,10 @@ from shapray.cluster.start import open_pool
 from shapray.config import Job, Score
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
-from shapray.driver.tasks import evaluate_tasks, inspect_tasks, score_tasks
+from shapray.driver.tasks import evaluated_slices, inspect_tasks, score_tasks
 from shapray.errors import ClusterError, JobError
-from shapray.pruning.cuts import cuts
+from shapray.pruning.cuts import compared_networks
+from shapray.pruning.repair.curves import CURVE_IMAGES
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
@@ -34,6 +35,8 @@ from shapray.worker.costs import MAX_PERMUTATIONS, MIN_PERMUTATIONS, Survey
 from shapray.worker.survey import Surveyor, SurveyTask
 
 START_SECONDS = 12.0  # Ray and the workers' imports
+REPAIR_PASSES = 30  # of the whole network over the calibration images, as long as a repair takes
+LOSS_PASSES = 6  # over some of them, as long as a group's losses by one ranking take
 COUNTED_STEPS = 250_000  # of permutations whose coalitions are told apart one by one
 MANY_COALITIONS = 24  # players; of more, few coalitions are drawn again
 
@@ -133,10 +136,7 @@ class Forecast:
             for task in score_tasks(planned, None, survey.precision, "")
             if task.group == planned.setup.groups[0].name
         ]
-        zeros = {group.name: np.zeros(group.n_units) for group in planned.setup.groups}
-        compared = cuts(zeros, job.prune)
-        self.n_networks = len(compared)
-        self.evaluate_tasks = evaluate_tasks(compared, len(planned.setup.evaluation))
+        self.n_rankings, self.repaired = compared_networks(job.prune)
         n_active = np.zeros((n_images, len(planned.setup.groups)), np.int32)
         n_active[survey.images] = survey.n_active
         check_exact(planned, n_active)
@@ -151,10 +151,9 @@ class Forecast:
         groups = tuple(self._group(column, permutations) for column in range(len(setup.groups)))
         costs = survey.groups.values()
         look = survey.load + survey.look
-        per_network: dict[str, list[float]] = {}
-        for task in self.evaluate_tasks:
-            seconds = (survey.load + survey.forward) * (task.last - task.first)
-            per_network.setdefault(task.cut, []).append(seconds)
+        n_images = len(setup.calibration)
+        repair = REPAIR_PASSES * n_images * survey.forward
+        look_back = LOSS_PASSES * (1 + self.n_rankings) * min(n_images, CURVE_IMAGES)
         inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
         return Prediction(
             permutations=permutations,
@@ -168,8 +167,20 @@ class Forecast:
             work={
                 "inspect": [(0.0, np.array(inspected))],
                 "score": [(group.prepare, group.tasks) for group in groups],
+                "losses": [(0.0, np.array([look_back * survey.forward]))] * len(setup.groups)
+                if setup.job.prune.allocation == "measured"
+                else [],
                 "evaluate": [
-                    (survey.network, np.array(seconds)) for seconds in per_network.values()
+                    (
+                        survey.network + repaired * repair,
+                        np.array(
+                            [
+                                (survey.load + survey.forward) * (last - first)
+                                for first, last in evaluated_slices(len(setup.evaluation), repaired)
+                            ]
+                        ),
+                    )
+                    for repaired in self.repaired
                 ],
             },
         )
@@ -298,7 +309,8 @@ def fitting(forecast: Forecast, budget: float) -> Prediction:
             "score"
         ],
         "score tables and plan": least.driver["aggregate"] + least.driver["prune"],
-        f"evaluating {forecast.n_networks} networks": parts["evaluate"],
+        "measuring what cutting each group costs": parts["losses"],
+        f"repairing and evaluating {len(forecast.repaired)} networks": parts["evaluate"],
     }
     raise JobError(
         f"--budget: {duration(budget)} is too short; {fewest} permutations per image, the fewest, "

@@ -14,6 +14,8 @@ from shapray.driver.inputs import CHECK_IMAGES, Inputs
 from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
+from shapray.pruning.cuts import Chooser
+from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
 from shapray.storage.schemas import GROUPS
 from shapray.worker.tasks import Setup
@@ -29,6 +31,7 @@ class Plan:
         tail_macs: multiply-adds per coalition and image, of each group to score.
         example: (1, channels, height, width), the first calibration image.
         n_classes: outputs of the network.
+        chooser: of the units that go; the sizes that the job asks for can be met.
     """
 
     setup: Setup
@@ -36,13 +39,14 @@ class Plan:
     tail_macs: dict[str, int]
     example: Tensor
     n_classes: int
+    chooser: Chooser
 
 
 def plan(inputs: Inputs) -> Plan:
     """Choose the groups to score and check each one.
 
     Raises:
-        JobError: no group left to score.
+        JobError: no group left to score, or a size that they cannot be cut to.
     """
     job, calibration = inputs.job, inputs.calibration
     images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
@@ -60,7 +64,13 @@ def plan(inputs: Inputs) -> Plan:
         evaluation=inputs.evaluation,
         store=inputs.store,
     )
-    return Plan(setup, groups, tail_macs, images[:1], inputs.n_classes)
+    n_units = {group.name: group.n_units for group in setup.groups}
+    chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, images[:1]))
+    try:
+        chooser.check()
+    except ValueError as error:
+        raise JobError(f"prune.{error}") from error
+    return Plan(setup, groups, tail_macs, images[:1], inputs.n_classes, chooser)
 
 
 def check_exact(plan: Plan, n_active: np.ndarray) -> None:

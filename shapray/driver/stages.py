@@ -14,24 +14,21 @@ from shapray.cluster.start import open_pool
 from shapray.config import Job
 from shapray.driver import summary
 from shapray.driver.crew import Crew
+from shapray.driver.cutting import Cutting
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import Inputs, open_inputs
 from shapray.driver.plan import Plan, check_exact, groups_table, plan
 from shapray.driver.progress import Meter
 from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.resume import missing_tasks, shard_reader
-from shapray.driver.tasks import evaluate_tasks, inspect_tasks, measured, score_tasks
+from shapray.driver.tasks import inspect_tasks, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
-from shapray.network.surgery import prune_model
-from shapray.pruning.curve import curve_table, measurements_json
-from shapray.pruning.cuts import Cut, cuts, plan_json, ranking_scores
-from shapray.pruning.saved import weights_bytes
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
-from shapray.storage.schemas import CLASS_SCORES, CURVE, GROUPS, SCORES
+from shapray.storage.schemas import CLASS_SCORES, GROUPS, SCORES
 from shapray.storage.shards import UnsoundShard, publish_columns
-from shapray.worker.tasks import Evaluation, PrecisionTask, Receipt, ScoreTask
+from shapray.worker.tasks import PrecisionTask, Receipt, ScoreTask
 from shapray.worker.worker import Worker
 
 
@@ -80,8 +77,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         tasks = score_tasks(planned, n_active, precision, fingerprint)
         _score(crew, planned, tasks, record)
         totals = _aggregate(planned, tasks, record)
-        compared = _prune(planned, record)
-        metrics = _evaluate(crew, planned, compared, record)
+        metrics = _cut(crew, planned, record)
         crew.end()
     summary.show(console, planned, totals, metrics)
 
@@ -230,30 +226,18 @@ def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary
     return totals
 
 
-def _prune(planned: Plan, record: Record) -> list[Cut]:
-    """Plan and compressed network, published; returns all networks to compare."""
-    job, store = planned.setup.job, planned.setup.store
+def _cut(crew: Crew, planned: Plan, record: Record) -> dict[str, Any]:
+    """The smaller network and its rivals; returns the content of ``prune/metrics.json``."""
+    store = planned.setup.store
+
+    def stop(stage: str, failures: list[Failure]) -> None:
+        _stop_if_failed(stage, failures, record)
+
+    cutting = Cutting(crew, planned, planned.chooser, "prune", stop)
     with record.stage("prune"):
-        scores = ranking_scores(store.read_table("scores.parquet"), job.prune.rank_by)
-        compared = cuts(scores, job.prune)
-        store.publish_json("prune/plan.json", plan_json(compared[1], scores))
-        pruned = prune_model(planned.setup.model, planned.example, compared[1].removed)
-        store.publish("prune/model.safetensors", weights_bytes(pruned))
-    return compared
-
-
-def _evaluate(crew: Crew, planned: Plan, compared: list[Cut], record: Record) -> dict[str, Any]:
-    """All networks on the evaluation images; returns the content of ``prune/metrics.json``."""
-    store, prune = planned.setup.store, planned.setup.job.prune
+        scores = cutting.with_criteria(store.read_table("scores.parquet"))
+        store.publish_table("scores.parquet", [scores], scores.schema)
+        ranked = cutting.ranked(scores)
+        compared = cutting.cuts(ranked, cutting.losses(ranked))
     with record.stage("evaluate") as entry:
-        tasks = evaluate_tasks(compared, len(planned.setup.evaluation))
-        evaluations: list[Evaluation] = []
-        failures = crew.do("evaluate", tasks, evaluations.append)
-        entry |= {"networks": len(compared), "tasks": len(tasks), "tasks_failed": len(failures)}
-        _stop_if_failed("evaluate", failures, record)
-        measurements = measured(compared, evaluations)
-        metrics = measurements_json(measurements, prune.ratio)
-        n_units = sum(group.n_units for group in planned.setup.groups)
-        store.publish_table("prune/curve.parquet", [curve_table(measurements, n_units)], CURVE)
-        store.publish_json("prune/metrics.json", metrics)
-    return metrics
+        return cutting.measured(compared, entry)

@@ -44,14 +44,9 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
     facts.add_row("evaluations", f"{totals.n_evaluations:,}")
     console.print(facts)
 
-    random = {
-        key: float(np.mean([found[key] for found in metrics["random"]]))
-        for key in (metrics["random"] or [{}])[0]
-        if key != "seed"
-    }
-    columns = {"before": metrics["before"], "after": metrics["after"]}
-    if random:
-        columns[f"random, mean of {len(metrics['random'])}"] = random
+    columns = {"before": [metrics["before"]], "after": [metrics["after"]]}
+    if metrics["random"]:
+        columns[f"random, mean of {len(metrics['random'])}"] = metrics["random"]
     table = Table(box=box.SIMPLE)
     table.add_column("", style="bold")
     for name in columns:
@@ -63,8 +58,16 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
         ("parameters", "parameters", "{:,.0f}"),
         ("multiply-adds", "multiply_adds", "{:,.0f}"),
     ):
-        table.add_row(title, *(form.format(found[key]) for found in columns.values()))
+        table.add_row(
+            title,
+            *(_mean([found[key] for found in column], form) for column in columns.values()),
+        )
     console.print(table)
     console.print(
         f"{metrics['before']['n_images']:,} evaluation images; all files are in {store.shown}",
     )
+
+
+def _mean(values: list[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return form.format(np.mean(known)) if len(known) == len(values) else "not finite"

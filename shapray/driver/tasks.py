@@ -9,7 +9,7 @@ from shapray.driver.plan import Plan
 from shapray.network.group import Group
 from shapray.pruning.curve import Measurement
 from shapray.pruning.cuts import Compared, Cut
-from shapray.pruning.evaluate import Tally
+from shapray.pruning.evaluate import joined
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS, Sampling, is_exact, n_sampled
 from shapray.worker.tasks import EvaluateTask, Evaluation, InspectTask, ScoreTask
 
@@ -96,9 +96,14 @@ def evaluate_tasks(compared: Compared, n_images: int, folder: str) -> list[Evalu
     return [
         EvaluateTask(cut, first, last, cost, folder if cut is compared.kept else None)
         for cut in compared.all
-        for first, last in slices(n_images, n_images if cut.repair else EVALUATE_IMAGES)
+        for first, last in evaluated_slices(n_images, bool(cut.repair))
         for cost in [float(last - first) + (REPAIR_COST if cut.repair else 0)]
     ]
+
+
+def evaluated_slices(n_images: int, repaired: bool) -> list[tuple[int, int]]:
+    """First and last (exclusive) evaluation image of a network's tasks."""
+    return slices(n_images, n_images if repaired else EVALUATE_IMAGES)
 
 
 def measured(compared: Sequence[Cut], evaluations: Iterable[Evaluation]) -> list[Measurement]:
@@ -108,9 +113,7 @@ def measured(compared: Sequence[Cut], evaluations: Iterable[Evaluation]) -> list
         parts[evaluation.task.cut.name].append(evaluation)
     results = []
     for cut in compared:
-        total = Tally(0, 0, 0.0)
-        for part in sorted(parts[cut.name], key=lambda part: part.task.first):
-            total += part.tally
-        some = parts[cut.name][0]
+        ordered = sorted(parts[cut.name], key=lambda part: part.task.first)
+        total, some = joined(part.tally for part in ordered), ordered[0]
         results.append(Measurement(cut, total, some.parameters, some.multiply_adds))
     return results

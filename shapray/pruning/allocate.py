@@ -33,7 +33,9 @@ def options(n_units: int, min_units: int, round_to: int) -> list[int]:
     `round_to` and no less than `min_units`. Groups smaller than `round_to` are not rounded."""
     step = round_to if n_units >= round_to else 1
     least = max(min_units, 1)
-    return [n for n in range(n_units) if n == 0 or (n_units - n >= least and (n_units - n) % step == 0)]
+    return [
+        n for n in range(n_units) if n == 0 or (n_units - n >= least and (n_units - n) % step == 0)
+    ]
 
 
 def smallest(choices: Mapping[str, Sequence[int]], size: Size) -> float:

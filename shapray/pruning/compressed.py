@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from shapray.config import Prune
 from shapray.network.group import Group
-from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
 from shapray.pruning.repair.least_squares import least_squares
 from shapray.text import some

@@ -1,14 +1,18 @@
 """What was measured of the cuts, as the tables and reports of a run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from shapray.pruning.cuts import Cut
-from shapray.pruning.evaluate import Tally
-from shapray.storage.schemas import CURVE
+from shapray.config import Prune
+from shapray.pruning.cuts import WHOLE, Compared, Cut, Losses
+from shapray.pruning.evaluate import Tally, paired_difference
+from shapray.pruning.ranking import Ranking
+from shapray.pruning.repair.curves import counts
+from shapray.storage.schemas import CURVE, LOSSES
 
 
 @dataclass(frozen=True)
@@ -21,43 +25,100 @@ class Measurement:
     multiply_adds: int
 
     def numbers(self) -> dict[str, Any]:
+        """For tables and JSON: None (null) where a number is not finite or does not exist."""
+        tally = self.tally
+        top1_low, top1_high = tally.top1_interval
+        loss_low, loss_high = tally.loss_interval or (None, None)
         return {
-            "top1": self.tally.top1,
-            "loss": self.tally.loss,
+            "top1": tally.top1,
+            "top1_low": top1_low,
+            "top1_high": top1_high,
+            "top5": tally.top5,
+            "loss": tally.loss if math.isfinite(tally.loss) else None,
+            "loss_low": loss_low,
+            "loss_high": loss_high,
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
-            "n_images": self.tally.n,
+            "n_images": tally.n,
             "n_removed": self.cut.n_removed,
         }
 
 
-def measurements_json(measurements: Sequence[Measurement], ratio: float) -> dict[str, Any]:
-    """The content of ``prune/metrics.json``: the full network, the plan's, the random ones'."""
-    at_ratio = [found for found in measurements if found.cut.ratio == ratio]
-    [before] = [found for found in measurements if found.cut.criterion is None]
-    [after] = [found for found in at_ratio if found.cut.criterion == "shapley"]
+def measurements_json(
+    measurements: Sequence[Measurement], compared: Compared, prune: Prune
+) -> dict[str, Any]:
+    """The content of ``prune/metrics.json``: the whole network, the job's own cut before and after
+    repair, and its rivals of the same size."""
+    by_name = {found.cut.name: found for found in measurements}
+    before, cut, after = (by_name[found.name] for found in (WHOLE, compared.cut, compared.kept))
+    rivals = [
+        found
+        for found in measurements
+        if found.cut.size == after.cut.size and found.cut not in (compared.cut, compared.kept)
+    ]
+    key, value = prune.target
     return {
-        "before": before.numbers(),
-        "after": after.numbers(),
+        "target": {key: value},
+        "criterion": after.cut.criterion,
+        "allocation": prune.allocation,
+        "repair": list(prune.repair),
+        **{
+            name: found.numbers() | {"per_class": found.tally.per_class}
+            for name, found in (("before", before), ("cut", cut), ("after", after))
+        },
         "random": [
             {"seed": found.cut.seed} | found.numbers()
-            for found in at_ratio
+            for found in rivals
             if found.cut.criterion == "random"
+        ],
+        "criteria": [
+            {"criterion": found.cut.criterion}
+            | found.numbers()
+            | {"behind": _interval(paired_difference(after.tally, found.tally))}
+            for found in rivals
+            if found.cut.criterion != "random"
         ],
     }
 
 
-def curve_table(measurements: Sequence[Measurement], n_units: int) -> pa.Table:
-    """The rows of ``prune/curve.parquet``, by ratio; `n_units` is the total of all groups."""
+def _interval(found: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("difference", "low", "high"), found))
+
+
+def curve_table(measurements: Sequence[Measurement], n_units: int, key: str) -> pa.Table:
+    """The rows of ``prune/curve.parquet``, the largest network first.
+
+    Args:
+        n_units: of all groups together.
+        key: what the job says its sizes in; `ratio` is the one asked for, if it is that.
+    """
     rows = [
         {
-            "criterion": found.cut.criterion,
-            "ratio": found.cut.ratio,
+            "criterion": found.cut.criterion or "whole",
+            "repair": "+".join(found.cut.repair) or "none",
+            "size": found.cut.size,
+            "ratio": (found.cut.size or 0.0) if key == "ratio" else found.cut.n_removed / n_units,
             "removed_fraction": found.cut.n_removed / n_units,
             "seed": found.cut.seed,
         }
         | found.numbers()
-        for found in sorted(measurements, key=lambda found: found.cut.ratio)
-        if found.cut.criterion is not None
+        for found in sorted(measurements, key=lambda found: -found.multiply_adds)
     ]
     return pa.Table.from_pylist(rows, schema=CURVE)
+
+
+def losses_table(ranked: Sequence[Ranking], losses: Losses) -> pa.Table:
+    """The rows of ``prune/group_losses.parquet``."""
+    rows = [
+        {
+            "criterion": ranking.criterion,
+            "seed": ranking.seed,
+            "group": group,
+            "n_removed": count,
+            "loss": loss,
+        }
+        for ranking in ranked
+        for group, found in losses[ranking.name].items()
+        for count, loss in zip(counts(len(ranking.scores[group])), found, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=LOSSES)

@@ -44,13 +44,12 @@ class Chooser:
 
     Args:
         prune: the job's section.
-        groups: those that were scored.
-        sizes: of the network.
+        n_units: of every group that was scored.
+        sizes: of the network; without it, sizes are shares of the units only.
     """
 
-    def __init__(self, prune: Prune, groups: Sequence[Group], sizes: Sizes) -> None:
-        self.prune, self.sizes = prune, sizes
-        self.n_units = {group.name: group.n_units for group in groups}
+    def __init__(self, prune: Prune, n_units: Mapping[str, int], sizes: Sizes | None) -> None:
+        self.prune, self._sizes, self.n_units = prune, sizes, dict(n_units)
         self.choices = {
             name: [0]
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in prune.protect)
@@ -58,10 +57,19 @@ class Chooser:
             for name, n in self.n_units.items()
         }
 
+    @property
+    def sizes(self) -> Sizes:
+        assert self._sizes is not None
+        return self._sizes
+
+    def units(self, removed: Mapping[str, int]) -> float:
+        """How many are left."""
+        return sum(n - removed.get(name, 0) for name, n in self.n_units.items())
+
     def measure(self, key: str) -> tuple[Callable[[Mapping[str, int]], float], float]:
         """What a target is said in, and what the whole network has of it."""
         if key == "ratio":
-            return self.sizes.units, float(sum(self.n_units.values()))
+            return self.units, self.units({})
         if key == "parameters":
             return self.sizes.parameters, float(self.sizes.all_parameters)
         return self.sizes.macs, float(self.sizes.all_macs)
@@ -97,7 +105,9 @@ class Chooser:
         """Of the multiply-adds, with as few units as the constraints allow."""
         return allocate.smallest(self.choices, self.sizes.macs) / self.sizes.all_macs
 
-    def choose(self, ranking: Ranking, losses: Losses, key: str, share: float) -> dict[str, list[int]]:
+    def choose(
+        self, ranking: Ranking, losses: Losses, key: str, share: float
+    ) -> dict[str, list[int]]:
         """The units that go, group by group, ascending.
 
         Args:
@@ -111,7 +121,10 @@ class Chooser:
             target = whole - math.floor(share * whole + 1e-9)
         orders = ranking.orders
         if self.prune.allocation == "measured":
-            curves = {group: _Interpolated(losses[ranking.name][group], n) for group, n in self.n_units.items()}
+            curves = {
+                group: _Interpolated(losses[ranking.name][group], n)
+                for group, n in self.n_units.items()
+            }
             found = allocate.least_loss(curves, self.choices, size, target)
         elif self.prune.allocation == "global":
             found = allocate.in_order(allocate.by_score(ranking.scores), self.choices, size, target)
@@ -188,6 +201,17 @@ def compared_cuts(
     kept, *rest = found
     bare = replace(kept, name=f"{kept.name}-not-repaired", repair=()) if prune.repair else kept
     return Compared(bare, kept, tuple(rest))
+
+
+def compared_networks(prune: Prune) -> tuple[int, list[bool]]:
+    """How many rankings a job compares; and for each network that it measures, if it is repaired."""
+    n_rankings = 1 + sum(
+        len(prune.random_seeds) if name == "random" else 1 for name in prune.compared
+    )
+    value = prune.target[1]
+    n_sizes = 1 + sum(size != value for size in prune.curve)
+    bare = [False] * (1 + bool(prune.repair))
+    return n_rankings, [*bare, *[bool(prune.repair)] * (n_rankings * n_sizes)]
 
 
 def plan_json(plan: Cut, groups: Sequence[Group]) -> dict[str, Any]:

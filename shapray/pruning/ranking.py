@@ -1,6 +1,5 @@
 """Scores to an order in which units go. Arrays in, indices out; knows no network."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from shapray.config.prune import SHAPLEY, Prune
+from shapray.pruning.criteria.at_random import draw
 
 Scores = Mapping[str, np.ndarray]  # group -> (n_units,), larger = more worth keeping
 
@@ -39,9 +39,7 @@ class Ranking:
         }
 
 
-def rankings(
-    table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]
-) -> list[Ranking]:
+def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) -> list[Ranking]:
     """The job's own ranking, then those that are compared with it.
 
     Args:
@@ -79,9 +77,7 @@ def _scores(table: pa.Table, name: str, seed: int | None) -> dict[str, np.ndarra
     groups = np.array(table["group"].to_pylist(), dtype=object)
     if name == "random":
         return {
-            group: np.random.default_rng([seed or 0, zlib.crc32(group.encode())]).random(
-                int((groups == group).sum())
-            )
+            group: draw(seed or 0, group, int((groups == group).sum()))
             for group in dict.fromkeys(groups)
         }
     formula = SHAPLEY.fullmatch(name)

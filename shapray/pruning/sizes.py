@@ -34,15 +34,12 @@ class Sizes:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> None:
-        self.n_units = {group.name: group.n_units for group in groups}
         self.all_parameters, self.all_macs = count_macs(model, example)
         macs = _macs_by_module(model, example)
         self._layers: dict[str, _Layer] = {}
         for name, module in model.named_modules():
-            weight = getattr(module, "weight", None)
             own = sum(p.numel() for p in module.parameters(recurse=False))
-            two_sided = isinstance(module, nn.Conv2d | nn.Linear) and weight is not None
-            weights = weight.numel() if two_sided else 0
+            weights = module.weight.numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
             if own:
                 self._layers[name] = _Layer(macs.get(name, 0), weights, own - weights)
         for group in groups:
@@ -78,10 +75,6 @@ class Sizes:
             gone += layer.weights * (1 - self._left_in(layer, removed) * out)
             gone += layer.others * (1 - out)
         return self.all_parameters - gone
-
-    def units(self, removed: Mapping[str, int]) -> float:
-        """Of the groups that `removed` names."""
-        return sum(self.n_units[name] - count for name, count in removed.items())
 
     @staticmethod
     def _left_in(layer: _Layer, removed: Mapping[str, int]) -> float:
@@ -119,4 +112,3 @@ def _macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
         for handle in handles:
             handle.remove()
     return found
-

@@ -54,12 +54,30 @@ CLASS_SCORES = pa.schema([*_UNIT, pa.field("label", pa.int64(), nullable=False),
 CURVE = pa.schema(
     [
         pa.field("criterion", pa.string(), nullable=False),
+        pa.field("repair", pa.string(), nullable=False),
+        pa.field("size", pa.float64()),
         pa.field("ratio", pa.float64(), nullable=False),
         pa.field("removed_fraction", pa.float64(), nullable=False),
         pa.field("seed", pa.int64()),
         pa.field("top1", pa.float64(), nullable=False),
-        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("top1_low", pa.float64(), nullable=False),
+        pa.field("top1_high", pa.float64(), nullable=False),
+        pa.field("top5", pa.float64()),
+        pa.field("loss", pa.float64()),
+        pa.field("loss_low", pa.float64()),
+        pa.field("loss_high", pa.float64()),
         pa.field("parameters", pa.int64(), nullable=False),
         pa.field("multiply_adds", pa.int64(), nullable=False),
+        pa.field("n_images", pa.int64(), nullable=False),
+        pa.field("n_removed", pa.int64(), nullable=False),
+    ]
+)
+LOSSES = pa.schema(
+    [
+        pa.field("criterion", pa.string(), nullable=False),
+        pa.field("seed", pa.int64()),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("n_removed", pa.int64(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
     ]
 )

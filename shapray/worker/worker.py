@@ -1,5 +1,6 @@
 """What a worker does, in plain Python: a task in, a shard written, a small receipt out."""
 
+import copy
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from shapray.engine.score import Scorer, score_images
 from shapray.network.consumers import count_active
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import criterion
-from shapray.pruning.evaluate import Tally, count_macs, tally
+from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves
 from shapray.pruning.repair.walk import images_that_fit
 from shapray.pruning.saved import weights_bytes
@@ -51,6 +52,7 @@ class Worker:
         self.scorer = Scorer(setup.model, setup.groups, self.example, device, memory)
         self._cut: tuple[str, nn.Module, tuple[str, ...], int, int] | None = None
         self._images: Tensor | None = None
+        self._on_device: nn.Module | None = None
 
     def inspect(self, task: InspectTask) -> Inspection:
         """Raises JobError for an image that cannot be read or decoded."""
@@ -99,7 +101,12 @@ class Worker:
         """All units by another criterion, on the calibration images."""
         images, labels = self._calibration(len(self.setup.calibration))
         scores = criterion(
-            task.criterion, self._whole(), self.setup.groups, images, labels, self.setup.job.score.seed
+            task.criterion,
+            self._whole(),
+            self.setup.groups,
+            images,
+            labels,
+            self.setup.job.score.seed,
         )
         return CriterionScores(task, scores)
 
@@ -112,19 +119,19 @@ class Worker:
         return GroupLosses(task, found)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        """Top-1 hits and loss of a cut network on some evaluation images, and its size.
+        """Hits and losses of a cut network on some images, and its size.
 
         Raises:
             StorageError: the network's files cannot be written.
         """
         images_of, device = getattr(self.setup, task.images), self.scorer.device
         network, notes, parameters, multiply_adds = self._compressed(task)
-        total = Tally(0, 0, 0.0)
+        parts = []
         for first in range(task.first, task.last, IMAGES_AT_ONCE):
             last = min(first + IMAGES_AT_ONCE, task.last)
             images = images_of.load(first, last)
-            total += tally(network, images, images_of.labels[first:last], device)
-        return Evaluation(task, total, parameters, multiply_adds, notes)
+            parts.append(tally(network, images, images_of.labels[first:last], device))
+        return Evaluation(task, joined(parts), parameters, multiply_adds, notes)
 
     def _compressed(self, task: EvaluateTask) -> tuple[nn.Module, tuple[str, ...], int, int]:
         """The network of a cut, kept for the next slice of images."""
@@ -145,14 +152,19 @@ class Worker:
                 setup.job.score.seed,
             )
             if task.publish is not None:
-                setup.store.publish(f"{task.publish}/model.safetensors", weights_bytes(made.network))
+                setup.store.publish(
+                    f"{task.publish}/model.safetensors", weights_bytes(made.network)
+                )
             parameters, macs = count_macs(made.network, images[:1])
             self._cut = (task.cut.name, made.network, made.notes, parameters, macs)
         return self._cut[1:]
 
     def _whole(self) -> nn.Module:
         """The network on the worker's device."""
-        return self.setup.model.to(self.scorer.device)
+        if self._on_device is None:
+            model, device = self.setup.model, self.scorer.device
+            self._on_device = model if device.type == "cpu" else copy.deepcopy(model).to(device)
+        return self._on_device
 
     def _folded(self) -> nn.Module:
         return self.scorer.folded.to(self.scorer.device)

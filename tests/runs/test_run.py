@@ -61,6 +61,8 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
     before, after = metrics["before"], metrics["after"]
     assert after["parameters"] < before["parameters"]
     assert after["multiply_adds"] < before["multiply_adds"]
+    assert after["top1_low"] < after["top1"] < after["top1_high"]
+    assert len(before["per_class"]) == len(after["per_class"]) == 10
     assert [found["seed"] for found in metrics["random"]] == [0, 1, 2]
     assert {found["n_removed"] for found in metrics["random"]} == {n_removed}
     saved = safetensors.torch.load_file(finished / "prune/model.safetensors")
@@ -74,7 +76,8 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
         for ratio in (0.3, 0.5)
         for criterion, seed in [("shapley", None), ("random", 0), ("random", 1), ("random", 2)]
     ]
-    assert curve[0]["top1"] == after["top1"]
+    measured = ("top1", "top1_low", "top1_high", "top5", "loss", "loss_low", "loss_high")
+    assert [curve[0][name] for name in measured] == [after[name] for name in measured]
 
 
 def test_run_json_tells_what_was_run(finished):

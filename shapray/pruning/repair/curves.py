@@ -60,22 +60,19 @@ def loss_curves(
                 return _refitted_in_place(model, folded, group, sites, orders, images, repaired)
     with torch.inference_mode():
         reference = _outputs(model, images)
+
+        def loss(units: Sequence[int]) -> float:
+            removed = {group.name: units}
+            if repaired:
+                network = least_squares(model, model, [group], removed, images).network
+            else:
+                network = silenced(model, [group], removed)
+            return _kl(_outputs(network, images), reference)
+
         return {
-            name: [
-                _kl(_outputs(_cut(model, group, order[:count], images, repaired), images), reference)
-                for count in counts(group.n_units)
-            ]
+            name: [loss(order[:count]) for count in counts(group.n_units)]
             for name, order in orders.items()
         }
-
-
-def _cut(
-    model: nn.Module, group: Group, units: Sequence[int], images: Tensor, repaired: bool
-) -> nn.Module:
-    removed = {group.name: units}
-    if repaired:
-        return least_squares(model, model, [group], removed, images).network
-    return silenced(model, [group], removed)
 
 
 def _refitted_in_place(
@@ -111,13 +108,16 @@ def _refitted_in_place(
         changed = {}
         for site in sites:
             layer = folded.get_submodule(site.layer)
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
             channels = stay[site.layer]
             if repaired:
                 fit = regressions[site.call].solve(channels)
-                values = {"weight": fit.weight, "bias": fit.bias}
+                given = {"weight": fit.weight}
+                if layer.bias is not None:
+                    given["bias"] = fit.bias
             else:
-                values = {"weight": layer.weight * channels.to(layer.weight)[_beside(layer)]}
-            given = {name: value for name, value in values.items() if getattr(layer, name) is not None}
+                given = {"weight": layer.weight.clone()}
+                given["weight"][:, ~channels] = 0
             changed[site.call] = [
                 torch.func.functional_call(layer, given, (x,)) for x in inputs[site.call]
             ]
@@ -130,11 +130,6 @@ def _refitted_in_place(
         ]
         for name, order in orders.items()
     }
-
-
-def _beside(layer: nn.Module) -> tuple[None | slice, ...]:
-    """Index that lays input channels along a weight's second dimension."""
-    return (None, slice(None), *[None] * (2 * isinstance(layer, nn.Conv2d)))
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:

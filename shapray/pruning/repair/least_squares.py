@@ -160,6 +160,8 @@ def _write(network: nn.Module, site: Site, fit: Fit) -> None:
         layer.bias.zero_()
     norm = network.get_submodule(site.norm)
     assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     if norm.affine:
         norm.running_mean.copy_(fit.mean)
         norm.running_var.copy_(fit.variance)

@@ -70,12 +70,15 @@ class Regression:
         self.keeps_rows = n_rows < n_features
         self.rows: list[Tensor] = []  # each (groups, features, n)
         self.targets: list[Tensor] = []  # each (groups, n, out)
-        options = {"dtype": torch.float64, "device": device}
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
         if not self.keeps_rows:
-            self.gram = torch.zeros(self.groups, n_features, n_features, **options)
-        self.moment = torch.zeros(self.groups, n_features, n_out // self.groups, **options)
-        self.sum_x = torch.zeros(self.groups, n_features, 1, **options)
-        self.sum_y = torch.zeros(self.groups, 1, n_out // self.groups, **options)
+            self.gram = zeros(self.groups, n_features, n_features)
+        self.moment = zeros(self.groups, n_features, n_out // self.groups)
+        self.sum_x = zeros(self.groups, n_features, 1)
+        self.sum_y = zeros(self.groups, 1, n_out // self.groups)
         self.n = 0
 
     def add(self, batches: Batches, share: float = 1.0, seed: int = 0) -> None:
@@ -108,9 +111,7 @@ class Regression:
                 self.moment += (x @ y).double()
             self.sum_y += y.sum(1, keepdim=True, dtype=torch.float64)
 
-    def _parts(
-        self, batches: Batches, share: float, seed: int
-    ) -> Iterable[tuple[Tensor, Tensor]]:
+    def _parts(self, batches: Batches, share: float, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
         random = torch.Generator().manual_seed(seed)
         for inputs, targets in batches():
             per_image = self.now.shape[1] * self.groups * targets[0].numel()
@@ -163,7 +164,9 @@ class Regression:
         if self.keeps_rows:
             rows = torch.cat(self.rows, 2)[:, here].double() - centre_x
             left = torch.cat(self.targets, 1).double() - given - rows.mT @ now
-            penalty = self._penalty(rows.square().sum(2) + self.n * centre_x.square()[:, :, 0], ridge)
+            penalty = self._penalty(
+                rows.square().sum(2) + self.n * centre_x.square()[:, :, 0], ridge
+            )
             found = now + rows @ torch.linalg.solve(_raised(rows.mT @ rows, penalty), left)
             variance = (found.mT @ (rows + centre_x - mean_x)).square().mean(2)
         else:
@@ -176,9 +179,12 @@ class Regression:
             variance = ((centred @ found) * found).sum(1) / self.n
         mean = (mean_x.mT @ found).flatten()
         weight = torch.zeros_like(self.layer.weight)
-        weight[:, read] = found.mT.flatten(0, 1).unflatten(1, (len(read), -1)).reshape(
-            weight[:, read].shape
-        ).to(weight)
+        weight[:, read] = (
+            found.mT.flatten(0, 1)
+            .unflatten(1, (len(read), -1))
+            .reshape(weight[:, read].shape)
+            .to(weight)
+        )
         bias = mean_y.flatten() - mean if self.with_bias else self.bias
         return Fit(weight, bias.float(), mean, variance.flatten().clamp(min=0))
 

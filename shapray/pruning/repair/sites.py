@@ -1,4 +1,4 @@
-"""Where a network is refitted: a layer, the BatchNorm after it, and the addition that it ends in."""
+"""Where a network is refitted: a layer, its BatchNorm, and the addition that it ends in."""
 
 import operator
 from collections import Counter
@@ -49,10 +49,10 @@ def find_sites(
     layers = {n: m for n, m in folded.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     calls = [n for n in folded.graph.nodes if n.op == "call_module" and n.target in layers]
     times = Counter(str(call.target) for call in calls)
-    left_out = {
-        name: "it is called inside a module that torch.fx does not look into"
-        for name in sorted(starts - times.keys())
-    }
+    left_out = dict.fromkeys(
+        sorted(starts - times.keys()),
+        "it is called inside a module that torch.fx does not look into",
+    )
     sites, changed = [], set[fx.Node]()
     for node in folded.graph.nodes:
         if not (
