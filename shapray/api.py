@@ -58,13 +58,8 @@ from shapray.worker.tasks import PrecisionTask
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
 IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
-CHOOSING = (
-    "rank_by",
-    "allocation",
-    "min_units",
-    "round_to",
-    "protect",
-)  # keys of a plan beside its ratio
+# keys of a plan beside its ratio
+CHOOSING = ("rank_by", "allocation", "min_units", "round_to", "protect")
 
 
 @dataclass(frozen=True, repr=False)

@@ -204,7 +204,7 @@ def compared_cuts(
 
 
 def compared_networks(prune: Prune) -> tuple[int, list[bool]]:
-    """How many rankings a job compares; and for each network that it measures, if it is repaired."""
+    """How many rankings a job compares, and of each network that it measures, if it is repaired."""
     n_rankings = 1 + sum(
         len(prune.random_seeds) if name == "random" else 1 for name in prune.compared
     )
