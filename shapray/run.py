@@ -6,18 +6,12 @@ python -m shapray.run JOB.yaml [section.key=value ...] [--plan] [--budget TIME]
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from shapray.config import load_job
-from shapray.credentials import without_credentials
 from shapray.driver.console import PlainConsole
 from shapray.driver.preview import preview
 from shapray.driver.stages import run
-from shapray.errors import ClusterError, JobError, StorageError, TasksFailed
-from shapray.storage.claim import ClaimLost
-from shapray.text import shown
-
-DONE, INPUT_WRONG, TASKS_FAILED, INTERRUPTED = 0, 2, 3, 130
+from shapray.exits import exit_status
 
 _EPILOG = """\
 example:
@@ -63,24 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     console = PlainConsole(soft_wrap=True)
-    try:
+
+    def command() -> None:
         job = load_job(options.job, options.overrides)
         if options.plan or options.budget is not None:
             job = preview(job, options.budget, options.plan, console)
         if not options.plan:
             run(job, console)
-    except JobError as error:
-        return _stop(INPUT_WRONG, error)
-    except (StorageError, ClusterError, ClaimLost, TasksFailed) as error:
-        return _stop(TASKS_FAILED, error)
-    except KeyboardInterrupt:
-        return _stop(INTERRUPTED, "stopped; the same command goes on from here")
-    return DONE
 
-
-def _stop(status: int, message: Any) -> int:
-    print(f"shapray: {shown(without_credentials(str(message)))}", file=sys.stderr)
-    return status
+    return exit_status(command)
 
 
 if __name__ == "__main__":

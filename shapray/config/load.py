@@ -42,7 +42,8 @@ def _yaml(text: str, what: str) -> Any:
         raise JobError(f"{what} is not YAML: {error}") from error
 
 
-def _override(tree: dict[str, Any], assignment: str) -> None:
+def override(tree: dict[str, Any], assignment: str) -> None:
+    """Put the value of ``section.key=value`` into what a job file holds."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise JobError(f"'{assignment}' is not an override; write section.key=value")
@@ -80,7 +81,7 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
     if not isinstance(tree, dict):
         raise JobError(f"job file {file}: expected sections, found {type(tree).__name__}")
     for assignment in overrides:
-        _override(tree, assignment)
+        override(tree, assignment)
     try:
         return Job.model_validate(tree)
     except ValidationError as error:

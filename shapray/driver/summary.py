@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shapray.driver.plan import Plan
+from shapray.storage.run_directory import RunDirectory
 
 
 @dataclass
@@ -43,10 +44,18 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
     facts.add_row("exact values", f"{totals.n_exact / totals.n_values:.1%}")
     facts.add_row("evaluations", f"{totals.n_evaluations:,}")
     console.print(facts)
+    show_cuts(console, metrics)
+    console.print(f"all files are in {store.shown}")
 
-    columns = {"before": [metrics["before"]], "after": [metrics["after"]]}
+
+def show_cuts(console: Console, metrics: dict[str, Any]) -> None:
+    """The whole network, the cut one, the repaired one and its rivals of the same size."""
+    columns = {"whole": [metrics["before"]], "cut": [metrics["cut"]]}
+    if metrics["repair"]:
+        columns["repaired"] = [metrics["after"]]
     if metrics["random"]:
         columns[f"random, mean of {len(metrics['random'])}"] = metrics["random"]
+    columns |= {found["criterion"]: [found] for found in metrics["criteria"]}
     table = Table(box=box.SIMPLE)
     table.add_column("", style="bold")
     for name in columns:
@@ -63,9 +72,34 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
             *(_mean([found[key] for found in column], form) for column in columns.values()),
         )
     console.print(table)
+    n_images, low, high = (metrics["after"][key] for key in ("n_images", "top1_low", "top1_high"))
     console.print(
-        f"{metrics['before']['n_images']:,} evaluation images; all files are in {store.shown}",
+        f"{n_images:,} evaluation images; 95 % interval of the accuracy after: {low:.2%} to "
+        f"{high:.2%}"
     )
+
+
+def show_all(console: Console, store: RunDirectory) -> None:
+    """A line for every cut of a run directory."""
+    table = Table(box=box.SIMPLE)
+    for title in ("cut", "criterion", "repair", "multiply-adds", "accuracy", "loss"):
+        table.add_column(
+            title, justify="left" if title in ("cut", "criterion", "repair") else "right"
+        )
+    for name in ("", *store.folders("prune")):
+        metrics = store.read_json(f"prune/{name}/metrics.json" if name else "prune/metrics.json")
+        if metrics is None or "repair" not in metrics:
+            continue
+        after = metrics["after"]
+        table.add_row(
+            name or "the run's own",
+            metrics["criterion"],
+            ", ".join(metrics["repair"]) or "none",
+            f"{after['multiply_adds'] / metrics['before']['multiply_adds']:.1%}",
+            f"{after['top1']:.2%}",
+            _mean([after["loss"]], "{:.4f}"),
+        )
+    console.print(table)
 
 
 def _mean(values: list[float | None], form: str) -> str:

@@ -111,6 +111,24 @@ class RunDirectory:
         except Exception as error:
             raise self.failed("read", path, error) from error
 
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders right below a folder, sorted; none if there is no such folder.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        try:
+            found = patiently(lambda: self.fs.ls(f"{self.root}/{path}", detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except Exception as error:
+            raise self.failed("list", path, error) from error
+        return sorted(
+            entry["name"].rstrip("/").rpartition("/")[2]
+            for entry in found
+            if entry["type"] == "directory"
+        )
+
     def failed(self, verb: str, path: str, error: Exception) -> StorageError:
         cause = without_credentials(str(error)) or type(error).__name__
         return StorageError(f"cannot {verb} {self.shown}/{path}: {type(error).__name__}: {cause}")

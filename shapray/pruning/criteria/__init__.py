@@ -3,7 +3,8 @@
 Imports what `pruning` may. Start with `criterion` and the table `CRITERIA` below it.
 
 A file a family: `at_random`, `weights`, `activity` (what is zero), `taylor` (what the loss's
-derivatives say) and `jacobian`, both by `gates`; `leave_one_out` is the exact loss of one unit.
+derivatives say) and `jacobian`, both by `gates`; `leave_one_out` is the exact loss of one unit;
+`obs` is what the others cannot make up for.
 `inputs` is what they all take, `writers` says which modules put out a group's units.
 
 In all of them larger means more worth keeping, and a unit's channels in all layers that it spans
@@ -22,6 +23,7 @@ from shapray.pruning.criteria.at_random import at_random
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.criteria.jacobian import jacobian
 from shapray.pruning.criteria.leave_one_out import leave_one_out
+from shapray.pruning.criteria.obs import obs
 from shapray.pruning.criteria.taylor import obd, taylor, taylor_signed
 from shapray.pruning.criteria.weights import batchnorm_scale, l1_norm, l2_norm
 from shapray.text import some
@@ -54,6 +56,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "obd": Criterion(obd, images=True, loss=True),
     "jacobian": Criterion(jacobian, images=True, loss=True),
     "leave_one_out": Criterion(leave_one_out, images=True, loss=True),
+    "obs": Criterion(obs, images=True),
 }
 
 

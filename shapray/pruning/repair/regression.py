@@ -188,6 +188,14 @@ class Regression:
         bias = mean_y.flatten() - mean if self.with_bias else self.bias
         return Fit(weight, bias.float(), mean, variance.flatten().clamp(min=0))
 
+    def system(self) -> Tensor:
+        """(features, features) of a layer of one convolution group, without the ridge."""
+        assert self.groups == 1
+        if not self.with_bias:
+            return self.gram[0]
+        mean = self.sum_x[0] / self.n
+        return self.gram[0] - self.n * mean @ mean.mT
+
     def _penalty(self, diagonal: Tensor, ridge: float) -> Tensor:
         """(groups,), from the features' sums of squares, (groups, features)."""
         return ridge * diagonal.mean(1).clamp(min=_TINY)

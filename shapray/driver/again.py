@@ -1,0 +1,122 @@
+"""Another cut on scores that are there already: no scoring, and no Ray."""
+
+import functools
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from shapray.cluster.pool import Failure
+from shapray.cluster.start import open_pool
+from shapray.config import Job, explain
+from shapray.config.load import override
+from shapray.credentials import is_hidden
+from shapray.driver import summary
+from shapray.driver.crew import Crew
+from shapray.driver.cutting import Cutting
+from shapray.driver.fingerprint import check_same_job, fingerprint_parts
+from shapray.driver.inputs import open_inputs
+from shapray.driver.plan import plan
+from shapray.driver.record import earlier_run, now
+from shapray.errors import JobError, TasksFailed
+from shapray.storage.claim import claimed
+from shapray.storage.run_directory import RunDirectory
+from shapray.worker.worker import Worker
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+,-]*")
+
+
+def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, console: Console) -> None:
+    """Cut, repair and measure, into ``prune/NAME/`` of a run directory.
+
+    Args:
+        run_dir: any fsspec URL.
+        overrides: ``section.key=value``, over the job in ``run.json``.
+        name: of the cut; by default what is overridden.
+    Raises:
+        JobError: no scores there, or a value is wrong; nothing has been written then.
+        TasksFailed, StorageError, ClaimLost: see there.
+    """
+    store = RunDirectory(run_dir)
+    job = _job(store, run_dir, overrides)
+    if store.read("scores.parquet") is None:
+        raise JobError(
+            f"{store.shown}/scores.parquet: no such file; python -m shapray.run JOB.yaml makes the "
+            "scores, and goes on where it was stopped"
+        )
+    folder = _folder(store, name or _name(overrides))
+    inputs = open_inputs(job, store)
+    earlier = earlier_run(store)
+    assert earlier is not None
+    check_same_job(earlier.parts, fingerprint_parts(inputs, earlier.precision), store.shown)
+    planned = plan(inputs)
+    scored = set(store.read_table("scores.parquet")["group"].to_pylist())
+    missing = [group.name for group in planned.setup.groups if group.name not in scored]
+    if missing:
+        raise JobError(
+            f"{store.shown}/scores.parquet: no scores of group '{missing[0]}', which the job names"
+        )
+    started = now()
+    make = functools.partial(Worker, planned.setup)
+    with claimed(store), open_pool(make, job.cluster, in_process=True) as pool:
+        console.print(f"{job.name}: {pool.description}; files go to {store.shown}/{folder}")
+        cutting = Cutting(Crew(pool, console, None), planned, planned.chooser, folder, _stop)
+        scores = cutting.with_criteria(store.read_table("scores.parquet"))
+        ranked = cutting.ranked(scores)
+        compared = cutting.cuts(ranked, cutting.losses(ranked))
+        facts: dict[str, Any] = {"started": started, "shapray": version("shapray")}
+        metrics = cutting.measured(compared, facts)
+        facts |= {"prune": job.prune.model_dump(mode="json"), "ended": now()}
+        store.publish_json(f"{folder}/cut.json", facts)
+    summary.show_cuts(console, metrics)
+    summary.show_all(console, store)
+
+
+def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> Job:
+    """The job of ``run.json``, with other values."""
+    found = store.read_json("run.json")
+    if found is None or not isinstance(found.get("job"), dict):
+        raise JobError(f"{store.shown}/run.json: no such file; is this the output folder of a run?")
+    tree = found["job"]
+    for assignment in overrides:
+        override(tree, assignment)
+    tree["output"] = run_dir
+    kwargs = (tree.get("model") or {}).get("kwargs") or {}
+    hidden = [key for key, value in kwargs.items() if is_hidden(value)]
+    if hidden:
+        raise JobError(
+            f"{store.shown}/run.json does not hold model.kwargs.{hidden[0]}, which could be a "
+            f"credential; give it again: model.kwargs.{hidden[0]}=..."
+        )
+    try:
+        return Job.model_validate(tree)
+    except ValidationError as error:
+        raise JobError(
+            f"{store.shown}/run.json, with {', '.join(overrides) or 'nothing replaced'}:\n"
+            + explain(error, Job)
+        ) from error
+
+
+def _name(overrides: Sequence[str]) -> str:
+    said = [text.removeprefix("prune.") for text in overrides]
+    return re.sub(r"[^A-Za-z0-9_.=+,-]+", "", ",".join(said)).lstrip("_.=+,-")[:80] or "again"
+
+
+def _folder(store: RunDirectory, name: str) -> str:
+    if NAME.fullmatch(name) is None:
+        raise JobError(f"--name: '{name}'; letters, digits and _ . = + , - make a name")
+    folder, n = f"prune/{name}", 1
+    while store.read(f"{folder}/plan.json") is not None:  # earlier ones stay
+        n += 1
+        folder = f"prune/{name}-{n}"
+    return folder
+
+
+def _stop(stage: str, failures: list[Failure]) -> None:
+    for failure in sorted(failures, key=lambda failure: not failure.is_job_error):
+        if failure.is_job_error:
+            raise JobError(failure.message)
+        raise TasksFailed(f"{stage}: {failure.message}\n{failure.traceback}")

@@ -1,0 +1,134 @@
+"""What cannot be replaced: by how much the least-squares error grows with each unit that goes.
+
+Units go one after the other, each time the one whose removal costs least after all weights of the
+consumers have made up for it; its score is that cost. So two units that say the same are not both
+kept: with one gone, the other is dear.
+
+Source: Hassibi, Stork 1993, Optimal Brain Surgeon, here for blocks of weights (all that read a
+unit) and the error of the consumers' outputs instead of the loss.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from shapray.engine.trace import fold
+from shapray.network.group import Consumer, Group
+from shapray.pruning.criteria.inputs import Inputs
+from shapray.pruning.repair.least_squares import IMAGES_AT_ONCE, MAX_ROWS, bias_of, may_have_bias
+from shapray.pruning.repair.regression import RIDGE, Regression
+from shapray.pruning.repair.sites import find_sites
+from shapray.pruning.repair.walk import Walk
+
+MAX_FEATURES = 10_000  # of a consumer: an inverse of that size takes 800 MB
+
+
+def obs(inputs: Inputs) -> dict[str, np.ndarray]:
+    """The growth of the error when a unit goes, in the order in which units go; see the module."""
+    folded = fold(inputs.model, inputs.images[:1])
+    if not isinstance(folded, fx.GraphModule):
+        raise ValueError("criterion obs: torch.fx cannot trace the network")
+    with torch.inference_mode():
+        return {group.name: _scores(inputs, folded, group) for group in inputs.groups}
+
+
+def _scores(inputs: Inputs, folded: fx.GraphModule, group: Group) -> np.ndarray:
+    consumers = {consumer.module: consumer for consumer in group.consumers}
+    found, left_out = find_sites(inputs.model, folded, consumers)
+    sites = [site for site in found if site.layer in consumers]
+    if len(sites) < len(consumers):
+        name, reason = next((name, why) for name, why in left_out.items() if name in consumers)
+        raise ValueError(f"criterion obs, group {group.name}: {name}: {reason}")
+    walk = Walk(folded, inputs.images, IMAGES_AT_ONCE)
+    readers = []
+    for site in sites:
+        layer = folded.get_submodule(site.layer)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        walk.run_to(site.call)
+        n_rows = walk.n_rows(site.call, layer.weight.shape[0])
+        share = min(1.0, MAX_ROWS / n_rows)
+        with_bias = may_have_bias(inputs.model, site)
+        n_features = layer.weight[0].numel()
+        if n_features > MAX_FEATURES:
+            raise ValueError(
+                f"criterion obs, group {group.name}: {site.layer} reads {n_features:,} features, "
+                f"and the criterion can take {MAX_FEATURES:,}"
+            )
+        # the sums are needed however few rows there are
+        regression = Regression(layer, bias_of(layer), with_bias, sys.maxsize)
+        pairs = list(zip(walk.of(walk.source(site.call)), walk.of(site.call)))
+        regression.add(lambda pairs=pairs: pairs, share)  # type: ignore[misc]
+        readers.append(_Reader(regression, consumers[site.layer], group.n_units))
+    order, growth = [], []
+    alive = torch.ones(group.n_units, dtype=torch.bool)
+    while alive.any():
+        costs = sum(reader.costs() for reader in readers)
+        assert isinstance(costs, Tensor)
+        unit = int(costs.masked_fill(~alive.to(costs.device), torch.inf).argmin())
+        order.append(unit)
+        growth.append(float(costs[unit]))
+        alive[unit] = False
+        for reader in readers:
+            reader.remove(unit)
+    scores = np.zeros(group.n_units)
+    # No lower than that of a unit that went before, and no two alike: the order is the message.
+    rising = np.maximum.accumulate(np.maximum(growth, 0))
+    for i in range(1, len(rising)):
+        if rising[i] <= rising[i - 1]:
+            rising[i] = np.nextafter(rising[i - 1], np.inf)
+    scores[order] = rising
+    return scores
+
+
+class _Reader:
+    """A consumer's regression as units go: the inverse of its system, and its weights."""
+
+    def __init__(self, regression: Regression, consumer: Consumer, n_units: int) -> None:
+        system = regression.system()  # (features, features)
+        diagonal = RIDGE * regression.gram[0].diagonal().mean()
+        diagonal = diagonal.clamp(min=torch.finfo(torch.float32).tiny)
+        system = system + diagonal * torch.eye(
+            len(system), dtype=system.dtype, device=system.device
+        )
+        self.inverse = torch.linalg.inv(system)
+        self.weights = regression.now[0].clone()  # (features, out)
+        channels = torch.tensor(consumer.unit_of_channel)
+        units = channels.repeat_interleave(regression.taps)
+        self.features = [
+            torch.nonzero(units == unit).flatten().to(system.device) for unit in range(n_units)
+        ]
+
+    def costs(self) -> Tensor:
+        """(n_units,) growth of the squared error, if a unit goes next."""
+        sizes = {len(features) for features in self.features}
+        if len(sizes) == 1 and sizes != {0}:
+            places = torch.stack(self.features)  # (n_units, f)
+            blocks = self.inverse[places[:, :, None], places[:, None, :]]
+            own = self.weights[places]
+            return (own * torch.linalg.solve(blocks, own)).sum((1, 2))
+        return torch.stack([self._cost(features) for features in self.features])
+
+    def _cost(self, features: Tensor) -> Tensor:
+        if len(features) == 0:
+            return self.inverse.new_zeros(())
+        own = self.weights[features]
+        block = self.inverse[features[:, None], features]
+        return (own * torch.linalg.solve(block, own)).sum()
+
+    def remove(self, unit: int) -> None:
+        gone = self.features[unit]
+        if len(gone) == 0:
+            return
+        block = self.inverse[gone[:, None], gone]
+        beside = self.inverse[:, gone]
+        both = torch.cat([self.weights[gone], self.inverse[gone]], 1)
+        found = beside @ torch.linalg.solve(block, both)
+        n_out = self.weights.shape[1]
+        self.weights = self.weights - found[:, :n_out]
+        self.inverse = self.inverse - found[:, n_out:]
+        for rows in (self.weights, self.inverse, self.inverse.T):
+            rows[gone] = 0
+        # keeps later blocks of this unit solvable; its weights are zero, and so is their cost
+        self.inverse[gone, gone] = 1
