@@ -4,5 +4,5 @@ Imports `engine` (the traced network), `network`, `inputs`, `config`, `storage` 
 them; knows no Ray. Start with `cuts`, all cuts that a job compares.
 
 `ranking` says which units go first; `evaluate` measures a network; `curve` puts what was measured
-into tables; `saved` writes and reads the compressed network.
+into tables; `saved` writes and reads the compressed network, `export` makes files of it for others.
 """
