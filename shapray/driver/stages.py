@@ -22,7 +22,9 @@ from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import evaluate_tasks, inspect_tasks, measured, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.network.index_maps import kept_channels
 from shapray.network.surgery import prune_model
+from shapray.network.unreached import drop_unreached
 from shapray.pruning.curve import curve_table, measurements_json
 from shapray.pruning.cuts import Cut, cuts, plan_json, ranking_scores
 from shapray.pruning.saved import weights_bytes
@@ -80,7 +82,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         tasks = score_tasks(planned, n_active, precision, fingerprint)
         _score(crew, planned, tasks, record)
         totals = _aggregate(planned, tasks, record)
-        compared = _prune(planned, record)
+        compared = _prune(planned, record, console)
         metrics = _evaluate(crew, planned, compared, record)
         crew.end()
     summary.show(console, planned, totals, metrics)
@@ -230,14 +232,20 @@ def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary
     return totals
 
 
-def _prune(planned: Plan, record: Record) -> list[Cut]:
+def _prune(planned: Plan, record: Record, console: Console) -> list[Cut]:
     """Plan and compressed network, published; returns all networks to compare."""
-    job, store = planned.setup.job, planned.setup.store
+    job, store, model = planned.setup.job, planned.setup.store, planned.setup.model
     with record.stage("prune"):
         scores = ranking_scores(store.read_table("scores.parquet"), job.prune.rank_by)
         compared = cuts(scores, job.prune)
-        store.publish_json("prune/plan.json", plan_json(compared[1], scores))
-        pruned = prune_model(planned.setup.model, planned.example, compared[1].removed)
+        removed = compared[1].removed
+        pruned = prune_model(model, planned.example, removed)
+        dropped = drop_unreached(pruned, model, planned.example)
+        if said := str(dropped):
+            console.print(f"prune: {said}")
+        kept = kept_channels(model, planned.example, removed)
+        plan = plan_json(compared[1], scores, kept, dropped.settings)
+        store.publish_json("prune/plan.json", plan)
         store.publish("prune/model.safetensors", weights_bytes(pruned))
     return compared
 

@@ -1,13 +1,15 @@
 """Scores to the cuts that are compared: the plan's, and as many units at random."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shapray.config import Prune
+from shapray.network.index_maps import Kept
+from shapray.network.unreached import Settings
 from shapray.pruning.ranking import plan_removal, random_removal
 
 PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
@@ -52,12 +54,21 @@ def cuts(scores: Mapping[str, np.ndarray], prune: Prune) -> list[Cut]:
     return made
 
 
-def plan_json(plan: Cut, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The content of ``prune/plan.json``."""
+def plan_json(
+    plan: Cut, scores: Mapping[str, np.ndarray], kept: Mapping[str, Kept], dropped: Settings
+) -> dict[str, Any]:
+    """The content of ``prune/plan.json``.
+
+    Args:
+        kept: what is left of each module that loses channels; null in the file: all.
+        dropped: what was set afterwards so that the network can be trained.
+    """
     return {
         "format": PLAN_FORMAT,
         "groups": {
             group: {"n_units": len(values), "removed": list(plan.removed[group])}
             for group, values in scores.items()
         },
+        "modules": {module: asdict(found) for module, found in kept.items()},
+        "dropped": dict(dropped),
     }

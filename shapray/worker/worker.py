@@ -10,6 +10,7 @@ from torch import nn
 from shapray.engine.score import Scorer, score_images
 from shapray.network.consumers import count_active
 from shapray.network.surgery import prune_model
+from shapray.network.unreached import drop_unreached
 from shapray.pruning.evaluate import Tally, count_macs, tally
 from shapray.storage.shards import publish_shard
 from shapray.worker.rows import shard_table
@@ -95,6 +96,7 @@ class Worker:
             network = copy.deepcopy(self.setup.model)
             if any(task.removed.values()):
                 network = prune_model(network, self.example, task.removed)
+                drop_unreached(network, self.setup.model, self.example)
             parameters, multiply_adds = count_macs(network, self.example)
             self._pruned = (task.cut, network.to(device), parameters, multiply_adds)
         _, network, parameters, multiply_adds = self._pruned
