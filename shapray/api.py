@@ -6,6 +6,7 @@ asked for, Ray. Arguments have the names of the job file's keys, without their s
 
 import copy
 import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,7 @@ from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
+from shapray.network.unreached import drop_unreached
 from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import Interval, count_macs, joined, tally
 from shapray.pruning.ranking import rankings
@@ -223,6 +225,9 @@ def plan(scores: Scores, ratio: float = 0.3, **settings: Any) -> dict[str, list[
 def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> nn.Module:
     """A copy of a network without some of its units; the network itself is left as it is.
 
+    It can be trained. Auxiliary heads that only training mode calls are dropped, with a warning, if
+    what they read has been cut.
+
     Args:
         model: the network that was scored.
         cut: group -> units to remove, from `plan` or of your own.
@@ -244,7 +249,11 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
             reason = group.reason or check_group(copied, group, image, seed=0)
             if reason is not None:
                 raise ValueError(f"cut: group '{group.name}' cannot be cut: {reason}")
-    return about("cut", lambda: prune_model(network, example.to(_like(network)), cut))
+    own = example.to(_like(network))
+    pruned = about("cut", lambda: prune_model(network, own, cut))
+    if said := str(drop_unreached(pruned, network, own)):
+        warnings.warn(said, stacklevel=2)
+    return pruned
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -> Quality:

@@ -22,6 +22,7 @@ CRITERIA = (
     "leave_one_out",
     "obs",
 )
+FORMATS = ("pt2", "onnx")  # beside safetensors
 REPAIRS = ("batchnorm", "least_squares", "distill")
 SHAPLEY = re.compile(
     r"(?P<score>mean|mean_abs)( *\+ *(?P<times>\d+(\.\d+)?) *\* *(?P<spread>std|standard_error))?"
@@ -41,6 +42,7 @@ Ranking = Annotated[
         _is_ranking,
     ),
 ]
+Format = Annotated[str, such(f"expected one of {', '.join(FORMATS)}", FORMATS.__contains__)]
 Repair = Annotated[str, such(f"expected one of {', '.join(REPAIRS)}", REPAIRS.__contains__)]
 
 
@@ -74,6 +76,7 @@ class Prune(Section):
     random_seeds: tuple[Seed, ...] = (0, 1, 2)
     repair: Annotated[tuple[Repair, ...], BeforeValidator(_listed)] = ("least_squares",)
     distill: Distill = Distill()
+    export: Annotated[tuple[Format, ...], BeforeValidator(_listed)] = ("pt2",)
     min_units: Count = 1
     round_to: Count = 1
     protect: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = ()
@@ -100,7 +103,7 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _names_each_once(self) -> "Prune":
-        for key in ("random_seeds", "curve", "criteria", "repair", "rank_by"):
+        for key in ("random_seeds", "curve", "criteria", "repair", "rank_by", "export"):
             given = getattr(self, key)
             if len(set(given)) < len(given):
                 raise ValueError(f"{key} has an entry twice: {list(given)}")

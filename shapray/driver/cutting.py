@@ -22,7 +22,6 @@ from shapray.pruning.cuts import (
     Cut,
     Losses,
     compared_cuts,
-    plan_json,
 )
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.storage.schemas import CURVE, LOSSES
@@ -107,14 +106,11 @@ class Cutting:
         return found
 
     def cuts(self, ranked: Sequence[Ranking], losses: Losses) -> Compared:
-        """All networks to measure; the plan of the one that is kept is published."""
+        """All networks to measure."""
         key, share = self.prune.target
         if key in SEARCHED:
             key, share = "macs", self._smallest(ranked[0], losses)
-        compared = compared_cuts(ranked, losses, self.chooser, key, share)
-        plan = plan_json(compared.kept, self.planned.setup.groups)
-        self.planned.setup.store.publish_json(f"{self.folder}/plan.json", plan)
-        return compared
+        return compared_cuts(ranked, losses, self.chooser, key, share)
 
     def measured(self, compared: Compared, entry: dict[str, Any]) -> dict[str, Any]:
         """All networks on the evaluation images, the kept one's files published.
@@ -128,7 +124,10 @@ class Cutting:
         n_images = len(self.planned.setup.evaluation)
         tasks = evaluate_tasks(compared, n_images, self.folder)
         entry |= {"networks": len(compared.all), "tasks": len(tasks), "tasks_failed": 0}
-        measurements = measured(compared.all, self._evaluated(tasks))
+        evaluations = self._evaluated(tasks)
+        for note in dict.fromkeys(note for found in evaluations for note in found.notes):
+            self.crew.console.print(note)
+        measurements = measured(compared.all, evaluations)
         metrics = measurements_json(measurements, compared, self.prune)
         n_units = sum(self.chooser.n_units.values())
         store.publish_table(

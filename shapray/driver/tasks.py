@@ -115,5 +115,7 @@ def measured(compared: Sequence[Cut], evaluations: Iterable[Evaluation]) -> list
     for cut in compared:
         ordered = sorted(parts[cut.name], key=lambda part: part.task.first)
         total, some = joined(part.tally for part in ordered), ordered[0]
-        results.append(Measurement(cut, total, some.parameters, some.multiply_adds))
+        results.append(
+            Measurement(cut, total, some.parameters, some.multiply_adds, some.file_bytes)
+        )
     return results

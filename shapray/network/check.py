@@ -46,15 +46,16 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
     return None
 
 
-def disagreement(found: Tensor, right: Tensor) -> str | None:
+def disagreement(found: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> str | None:
     """How outputs differ from what they should be, in words; None if they do not.
 
-    The measure is max |found - right| / max |right|, over the outputs of all images.
+    The measure is max |found - right| / max |right|, over the outputs of all images; `tolerance` is
+    what it may be.
     """
     largest = right.abs().max().item()
     if largest == 0:
         return "cannot be compared: all outputs are 0"
     difference = (found.to(right.device) - right).abs().max().item() / largest
-    if difference <= TOLERANCE:  # nan does not
+    if difference <= tolerance:  # nan does not
         return None
     return f"differ: relative error {difference:.2g}"

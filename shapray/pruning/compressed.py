@@ -1,5 +1,6 @@
 """A network cut and repaired: all steps from a plan to what is saved."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,15 +9,25 @@ from torch import Tensor, nn
 from shapray.config import Prune
 from shapray.network.group import Group
 from shapray.network.surgery import prune_model
+from shapray.network.unreached import Settings, drop_unreached
 from shapray.pruning.repair.least_squares import least_squares
 from shapray.text import some
+
+NOTHING: Settings = {}
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A smaller network, in eval mode, and what is to be said of it, a line each."""
+    """A smaller network.
+
+    Attributes:
+        network: in eval mode.
+        dropped: what was set so that it can be trained.
+        notes: what is to be said of it, a line each.
+    """
 
     network: nn.Module
+    dropped: Settings
     notes: tuple[str, ...]
 
 
@@ -51,5 +62,11 @@ def compressed(
             reasons.setdefault(reason, []).append(layer)
         for reason, layers in reasons.items():
             notes.append(f"not refitted: {some(layers)}: {reason}")
-    network = prune_model(start, images[:1], removed) if any(removed.values()) else start
-    return Compressed(network.eval(), tuple(notes))
+    network, dropped = copy.deepcopy(start), NOTHING
+    if any(removed.values()):
+        network = prune_model(start, images[:1], removed)
+        unreached = drop_unreached(network, start, images[:1])
+        dropped = unreached.settings
+        if said := str(unreached):
+            notes.append(said)
+    return Compressed(network.eval(), dropped, tuple(notes))

@@ -23,6 +23,7 @@ class Measurement:
     tally: Tally
     parameters: int
     multiply_adds: int
+    file_bytes: int
 
     def numbers(self) -> dict[str, Any]:
         """For tables and JSON: None (null) where a number is not finite or does not exist."""
@@ -63,7 +64,8 @@ def measurements_json(
         "allocation": prune.allocation,
         "repair": list(prune.repair),
         **{
-            name: found.numbers() | {"per_class": found.tally.per_class}
+            name: found.numbers()
+            | {"per_class": found.tally.per_class, "file_bytes": found.file_bytes}
             for name, found in (("before", before), ("cut", cut), ("after", after))
         },
         "random": [

@@ -3,13 +3,15 @@
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from shapray.config import Prune
 from shapray.network.group import Group
+from shapray.network.index_maps import Kept
+from shapray.network.unreached import Settings
 from shapray.pruning import allocate
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import counts
@@ -214,12 +216,22 @@ def compared_networks(prune: Prune) -> tuple[int, list[bool]]:
     return n_rankings, [*bare, *[bool(prune.repair)] * (n_rankings * n_sizes)]
 
 
-def plan_json(plan: Cut, groups: Sequence[Group]) -> dict[str, Any]:
-    """The content of ``prune/plan.json``."""
+def plan_json(
+    plan: Cut, groups: Sequence[Group], kept: Mapping[str, Kept], dropped: Settings
+) -> dict[str, Any]:
+    """The content of ``prune/plan.json``.
+
+    Args:
+        groups: those that were scored.
+        kept: what is left of each module that loses channels; null in the file: all.
+        dropped: what was set afterwards so that the network can be trained.
+    """
     return {
         "format": PLAN_FORMAT,
         "groups": {
             group.name: {"n_units": group.n_units, "removed": list(plan.removed[group.name])}
             for group in groups
         },
+        "modules": {module: asdict(found) for module, found in kept.items()},
+        "dropped": dict(dropped),
     }

@@ -17,6 +17,7 @@ from shapray.inputs.model import build_model
 from shapray.inputs.weights import misfits
 from shapray.network.group import n_root_units
 from shapray.network.surgery import prune_model
+from shapray.network.unreached import apply_settings
 from shapray.pruning.cuts import PLAN_FORMAT
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import one_line, some
@@ -59,6 +60,7 @@ class _Group(BaseModel):
 class _Plan(BaseModel):
     format: _Count
     groups: dict[str, _Group]
+    dropped: dict[str, Literal[False] | None] = {}  # plans of version 0.2 have none
 
     @model_validator(mode="after")
     def _is_known(self) -> "_Plan":
@@ -192,13 +194,15 @@ def _cut(
                     f"group '{name}' has {found} units; the plan was for {group.n_units}"
                 )
         removed = {name: group.removed for name, group in plan.groups.items()}
-        return prune_model(model, example, removed)
+        pruned = prune_model(model, example, removed)
+        apply_settings(pruned, plan.dropped)
     except Exception as error:  # the network is traced, and may raise anything
         raise JobError(
             f"{store.shown}/{PLAN}: its groups do not fit the network that "
             f"{run.job.model.factory} makes, on an image of shape {run.example_shape}: "
             f"{one_line(error)}"
         ) from error
+    return pruned
 
 
 def _fill(

@@ -138,12 +138,16 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Attributes:
-    notes: what is to be said of the network, a line each.
+    """What was found of a cut network.
+
+    Attributes:
+        file_bytes: of its weights as a safetensors file.
+        notes: what is to be said of it, a line each.
     """
 
     task: EvaluateTask
     tally: Tally
     parameters: int
     multiply_adds: int
+    file_bytes: int
     notes: tuple[str, ...]

@@ -1,105 +1,24 @@
-"""The compressed network read back from a run's files, and what is said of damaged ones."""
+"""The compressed network read back from a run's files."""
 
-import re
+from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from faulty_s3 import BUCKET, faulty_s3
+from saved_run import EXAMPLE, REMOVED, SIZES, digits, files, images, write_run
 from tiny import write_job
 from torch import nn
 
 from shapray import load_pruned
 from shapray.errors import JobError
+from shapray.network.index_maps import kept_channels
 from shapray.network.surgery import prune_model
+from shapray.network.unreached import drop_unreached
+from shapray.pruning.cuts import Cut, plan_json
 from shapray.pruning.saved import weights_bytes
 from shapray.run import main
 from shapray.storage.run_directory import RunDirectory
-from shapray.zoo import digits_cnn
-
-EXAMPLE = torch.zeros(1, 1, 8, 8)
-REMOVED = {"conv1": [3, 0, 31], "conv3": [1, 2, 15], "fc1": list(range(0, 64, 2))}
-SIZES = {"conv1": 32, "conv3": 16, "fc1": 64}
-
-FACTORIES = """
-from torch import nn
-from shapray.zoo import digits_cnn
-
-class Pooled(nn.Module):
-    def __init__(self, pool):
-        super().__init__()
-        self.conv1, self.conv2, self.pool = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 8, 3), pool
-        self.last = nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = self.conv2(self.conv1(x).relu()).relu().flatten(2)  # (n, 8, 16)
-        return self.last(x.amax(2) if self.pool == "max" else x.mean(2))
-
-def build(pool_key, api_key="none"):
-    if api_key != "sEcReT":
-        raise KeyError(f"no network for the key {api_key}")
-    return Pooled(pool_key)
-
-def needs_a_licence(**kwargs):
-    raise PermissionError("no licence for api_key=sEcReT")
-
-def a_number():
-    return 3
-"""
-
-
-@pytest.fixture
-def factories(tmp_path, monkeypatch):
-    """The module ``nets.token`` can be imported."""
-    (tmp_path / "nets").mkdir()
-    (tmp_path / "nets" / "token.py").write_text(FACTORIES)
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-def digits() -> nn.Module:
-    torch.manual_seed(0)
-    model = digits_cnn()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.bias.data.normal_()
-            module.running_mean.normal_()
-    return model.eval()
-
-
-def images() -> torch.Tensor:
-    return torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def files(removed=REMOVED, **model):
-    """The contents of run.json and plan.json of a finished run."""
-    section = {"source": "callable", "factory": "nobody:calls_it"}
-    job = {
-        "name": "t",
-        "model": {"factory": "shapray.zoo:digits_cnn"} | model,
-        "data": {"calibration": section, "evaluation": section},
-        "output": "elsewhere",
-    }
-    run = {
-        "job": job,
-        "example_shape": [1, 1, 8, 8],
-        "stages": {"plan": {"state": "done"}, "prune": {"state": "done"}},
-    }
-    groups = {name: {"n_units": SIZES[name], "removed": sorted(u)} for name, u in removed.items()}
-    return run, {"format": 1, "groups": groups, "ratio": 0.3}
-
-
-def write_run(url: str, network: nn.Module, removed=REMOVED, **model) -> RunDirectory:
-    store = RunDirectory(url)
-    run, plan = files(removed, **model)
-    store.publish_json("run.json", run)
-    store.publish_json("prune/plan.json", plan)
-    store.publish("prune/model.safetensors", weights_bytes(network))
-    return store
-
-
-@pytest.fixture(scope="module")
-def pruned():
-    return prune_model(digits(), EXAMPLE, REMOVED)
-
 
 # ---- what comes back -----------------------------------------------------------------------------
 
@@ -142,6 +61,51 @@ def test_the_original_weights_and_the_rest_of_the_job_are_not_needed(tmp_path, p
     run["job"] = {"model": run["job"]["model"], "of a later version": {"x": 1}}
     write_run(str(tmp_path), pruned).publish_json("run.json", run)
     assert torch.equal(load_pruned(str(tmp_path))(images()), pruned(images()))
+
+
+def test_the_plan_has_the_old_channels_of_every_layer_that_changed(tmp_path, pruned):
+    model = digits()
+    scores = {name: np.zeros(n) for name, n in SIZES.items()}
+    cut = Cut("shapley-0.3", "shapley", 0.3, None, {n: sorted(u) for n, u in REMOVED.items()})
+    kept = kept_channels(model, EXAMPLE, REMOVED)
+    store = write_run(str(tmp_path), pruned)
+    store.publish_json("prune/plan.json", plan_json(cut, scores, kept, {}))
+    modules = store.read_json("prune/plan.json")["modules"]
+    assert set(modules) == {"conv1", "bn1", "conv2", "conv3", "bn3", "fc1", "fc2"}
+    left = [unit for unit in range(32) if unit not in REMOVED["conv1"]]
+    assert modules["conv1"] == {"outputs": left, "inputs": None}
+    assert modules["conv2"] == {"outputs": None, "inputs": left}
+    outputs, inputs = modules["fc1"]["outputs"], modules["fc1"]["inputs"]
+    assert torch.equal(pruned.fc1.weight, model.fc1.weight[outputs][:, inputs])
+    assert torch.equal(load_pruned(str(tmp_path))(images()), pruned(images()))
+
+
+def test_what_is_read_back_trains_and_can_be_cut_again(tmp_path, pruned):
+    write_run(str(tmp_path), pruned)
+    network = load_pruned(str(tmp_path)).train()
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    nn.functional.cross_entropy(network(images()), torch.tensor([0, 1, 2, 3])).backward()
+    optimiser.step()
+    for name, parameter in network.named_parameters():
+        assert not torch.equal(parameter, pruned.get_parameter(name)), name
+    again = prune_model(network.eval(), EXAMPLE, {"conv1": [0]})
+    assert torch.equal(again.conv1.weight, network.conv1.weight[1:])
+
+
+def test_what_was_dropped_is_not_there_when_it_is_read_back(tmp_path, factories):
+    run, plan = files({"conv1": [0, 4]}, factory="nets.token:Aided")
+    plan["groups"]["conv1"]["n_units"] = 6
+    model = import_module("nets.token").Aided().eval()
+    network = prune_model(model, EXAMPLE, {"conv1": [0, 4]})
+    plan["dropped"] = drop_unreached(network, model, EXAMPLE).settings
+    assert plan["dropped"] == {"aid": None, "with_aid": False}
+    store = RunDirectory(str(tmp_path))
+    store.publish_json("run.json", run)
+    store.publish_json("prune/plan.json", plan)
+    store.publish("prune/model.safetensors", weights_bytes(network))
+    loaded = load_pruned(str(tmp_path))
+    assert torch.equal(loaded(images()), network(images()))
+    assert loaded.train()(images()).shape == (4, 10)
 
 
 # ---- arguments that sound like credentials -------------------------------------------------------
@@ -206,131 +170,3 @@ def test_what_the_factory_does_is_told(tmp_path, pruned, factories, factory, mes
     assert f"{tmp_path}/run.json: its network cannot be built: " in str(refused.value)
     assert message in str(refused.value)
     assert "sEcReT" not in str(refused.value)
-
-
-# ---- files that are missing, damaged or of something else ----------------------------------------
-
-
-@pytest.mark.parametrize("name", ["run.json", "prune/plan.json", "prune/model.safetensors"])
-def test_missing_and_damaged_files_are_named(tmp_path, pruned, name):
-    write_run(str(tmp_path), pruned)
-    named = re.escape(f"{tmp_path}/{name}")
-    for damaged in (b"", b"{", b"{}", b"[]", b"3", b"\xff\xfe", b'{"groups": 3, "job": []}'):
-        (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(JobError, match=named):
-            load_pruned(str(tmp_path))
-    (tmp_path / name).unlink()
-    with pytest.raises(JobError, match=f"{named}: no such file"):
-        load_pruned(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        ({"prune": {"state": "waiting"}}, "the run's stage prune is 'waiting', not 'done'"),
-        ({"score": {"state": "done"}}, "the run had no stage that prunes"),
-        ({"prune": {"state": "done"}}, "it was deleted"),
-    ],
-)
-def test_a_run_without_a_compressed_network(tmp_path, stages, message):
-    run, _ = files()
-    RunDirectory(str(tmp_path)).publish_json("run.json", run | {"stages": stages})
-    with pytest.raises(JobError, match=rf"prune/plan\.json: no such file; {message}"):
-        load_pruned(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": 2}, "its format is 2; this version reads 1"),
-        ({"format": 1.0}, "format"),
-        ({"format": True}, "format"),
-        ({"groups": []}, "groups"),
-        ({"groups": {"conv1": None}}, r"groups\.conv1"),
-        ({"groups": {"conv1": {"n_units": 32}}}, r"groups\.conv1\.removed: Field required"),
-        ({"n_units": 32.0}, r"groups\.conv1\.n_units"),
-        ({"n_units": "32"}, r"groups\.conv1\.n_units"),
-        ({"n_units": 0}, r"groups\.conv1\.n_units"),
-        ({"removed": [1.0, 2.0]}, r"groups\.conv1\.removed\.0"),
-        ({"removed": [3, 2.5]}, r"groups\.conv1\.removed\.1"),
-        ({"removed": [True]}, r"groups\.conv1\.removed\.0"),
-        ({"removed": 3}, r"groups\.conv1\.removed"),
-        ({"removed": [-1]}, r"groups\.conv1\.removed\.0"),
-        ({"removed": [4, 32]}, r"groups\.conv1: removes unit 32; its units are 0 to 31"),
-        ({"removed": [4, 4]}, r"groups\.conv1: removes a unit twice"),
-        ({"removed": list(range(32))}, r"groups\.conv1: removes all 32 units"),
-        ({"n_units": 40}, "group 'conv1' has 32 units; the plan was for 40"),
-        ({"groups": {"conv9": {"n_units": 3, "removed": [0]}}}, "conv9"),
-        ({"groups": {"bn1": {"n_units": 3, "removed": [0]}}}, "a BatchNorm2d is no root"),
-    ],
-)
-def test_a_plan_that_is_wrong_is_named(tmp_path, pruned, change, message):
-    store = write_run(str(tmp_path), pruned)
-    _, plan = files()
-    if change.keys() <= plan.keys():
-        plan |= change
-    else:
-        plan["groups"]["conv1"] |= change
-    store.publish_json("prune/plan.json", plan)
-    with pytest.raises(JobError, match=rf"{re.escape(str(tmp_path))}/prune/plan\.json.*{message}"):
-        load_pruned(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"job": {"model": {"factory": 3}}},
-        {"job": {"model": {"factory": "no colon"}}},
-        {"job": {"model": {"factory": "a:b", "kwargs": [1]}}},
-        {"job": {}},
-        {"example_shape": None},
-        {"example_shape": [1, 1, 8]},
-        {"example_shape": [2, 1, 8, 8]},
-        {"example_shape": [1, 1, 8.5, 8]},
-        {"example_shape": [1, 1, 0, 8]},
-        {"stages": ["prune"]},
-        {"stages": {"prune": 3}},
-    ],
-)
-def test_a_record_that_is_wrong_is_named(tmp_path, pruned, change):
-    run, _ = files()
-    write_run(str(tmp_path), pruned).publish_json("run.json", run | change)
-    (key,) = change
-    with pytest.raises(JobError, match=rf"{re.escape(str(tmp_path))}/run\.json is damaged.*{key}"):
-        load_pruned(str(tmp_path))
-
-
-@pytest.mark.parametrize("shape", [[1, 3, 8, 8], [1, 1, 2, 2], [1, 1, 10**9, 10**9]])
-def test_an_example_that_the_network_does_not_take(tmp_path, pruned, shape):
-    run, _ = files()
-    write_run(str(tmp_path), pruned).publish_json("run.json", run | {"example_shape": shape})
-    with pytest.raises(
-        JobError,
-        match=r"do not fit the network that shapray\.zoo:digits_cnn makes|no image of the shape",
-    ):
-        load_pruned(str(tmp_path))
-
-
-def test_another_network_than_that_of_the_run(tmp_path, pruned):
-    write_run(str(tmp_path), pruned, kwargs={"num_classes": 7})
-    with pytest.raises(JobError, match=r"of another shape: fc2\.weight \(10, 32\) in the file"):
-        load_pruned(str(tmp_path))
-    write_run(str(tmp_path), pruned, {**REMOVED, "conv1": [0]})
-    with pytest.raises(
-        JobError, match=r"do not fit the network that shapray\.zoo:digits_cnn makes"
-    ):
-        load_pruned(str(tmp_path))
-    write_run(str(tmp_path), nn.Linear(2, 3))
-    with pytest.raises(
-        JobError, match=r"its 2 tensors do not fit .*: \d+ missing: conv1\.weight, .* more"
-    ):
-        load_pruned(str(tmp_path))
-
-
-def test_a_torn_file_of_weights(tmp_path, pruned):
-    store = write_run(str(tmp_path), pruned)
-    data = store.read("prune/model.safetensors")
-    for length in (4, 100, len(data) - 1):
-        store.publish("prune/model.safetensors", data[:length])
-        with pytest.raises(JobError, match=rf"not a safetensors file, or damaged \({length} bytes"):
-            load_pruned(str(tmp_path))

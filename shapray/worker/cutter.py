@@ -1,0 +1,131 @@
+"""What a worker does behind the scores: other criteria, cuts, repairs, measurements."""
+
+import copy
+import functools
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from shapray.engine.score import Scorer
+from shapray.pruning.compressed import compressed
+from shapray.pruning.criteria import criterion
+from shapray.pruning.evaluate import count_macs, joined, tally
+from shapray.pruning.files import publish
+from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves
+from shapray.pruning.repair.walk import images_that_fit
+from shapray.pruning.saved import weights_bytes
+from shapray.worker.tasks import (
+    CriterionScores,
+    CriterionTask,
+    EvaluateTask,
+    Evaluation,
+    GroupLosses,
+    LossTask,
+    Setup,
+)
+
+IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A cut network, and what was found out about it."""
+
+    cut: str
+    network: nn.Module
+    parameters: int
+    multiply_adds: int
+    file_bytes: int
+    notes: tuple[str, ...]
+
+
+class Cutter:
+    """Cuts the network of a run, keeping what the next task is likely to need again.
+
+    Args:
+        setup: the run's network, groups, images and directory.
+        scorer: the worker's, for its device and its traced network.
+    """
+
+    def __init__(self, setup: Setup, scorer: Scorer) -> None:
+        self.setup, self.scorer, self.device = setup, scorer, scorer.device
+        self._made: _Made | None = None
+        self._images: Tensor | None = None
+
+    def criterion(self, task: CriterionTask) -> CriterionScores:
+        images, labels = self._calibration(len(self.setup.calibration))
+        groups, seed = self.setup.groups, self.setup.job.score.seed
+        scores = criterion(task.criterion, self.whole, groups, images, labels, seed)
+        return CriterionScores(task, scores)
+
+    def losses(self, task: LossTask) -> GroupLosses:
+        group = self.scorer.groups[task.group]
+        images, _ = self._calibration(min(CURVE_IMAGES, self._n_repairable))
+        repaired = "least_squares" in self.setup.job.prune.repair
+        found = loss_curves(self.whole, group, task.orders, images, repaired, self._folded)
+        return GroupLosses(task, found)
+
+    def evaluate(self, task: EvaluateTask) -> Evaluation:
+        images_of = getattr(self.setup, task.images)
+        made, parts = self._network(task), []
+        for first in range(task.first, task.last, IMAGES_AT_ONCE):
+            last = min(first + IMAGES_AT_ONCE, task.last)
+            images, labels = images_of.load(first, last), images_of.labels[first:last]
+            parts.append(tally(made.network, images, labels, self.device))
+        return Evaluation(
+            task, joined(parts), made.parameters, made.multiply_adds, made.file_bytes, made.notes
+        )
+
+    def _network(self, task: EvaluateTask) -> _Made:
+        """The network of a cut, kept for the next slice of images."""
+        setup, cut = self.setup, task.cut
+        if self._made is None or self._made.cut != cut.name:
+            n_images = self._n_repairable if cut.repair else 1
+            if task.images == "calibration":
+                n_images = max(1, min(n_images, task.first))
+            images, labels = self._calibration(n_images)
+            prune, seed = setup.job.prune, setup.job.score.seed
+            made = compressed(
+                self.whole, setup.groups, cut.removed, cut.repair, images, labels, prune, seed
+            )
+            notes = made.notes
+            if task.publish is not None:
+                notes += publish(
+                    setup.store,
+                    task.publish,
+                    plan=cut,
+                    groups=setup.groups,
+                    whole=setup.model,
+                    made=made,
+                    images=images.cpu(),
+                    formats=prune.export,
+                )
+            parameters, macs = count_macs(made.network, images[:1])
+            n_bytes = len(weights_bytes(made.network))
+            self._made = _Made(cut.name, made.network, parameters, macs, n_bytes, notes)
+        return self._made
+
+    @functools.cached_property
+    def whole(self) -> nn.Module:
+        """The network on the worker's device."""
+        model = self.setup.model
+        return model if self.device.type == "cpu" else copy.deepcopy(model).to(self.device)
+
+    @property
+    def _folded(self) -> nn.Module:
+        return self.scorer.folded.to(self.device)
+
+    def _calibration(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """The first calibration images and their labels, on the worker's device."""
+        images = self.setup.calibration
+        if self._images is None or len(self._images) < n:
+            self._images = images.load(0, n).to(self.device)
+        labels = None if images.labels is None else images.labels[:n].to(self.device)
+        return self._images[:n], labels
+
+    @functools.cached_property
+    def _n_repairable(self) -> int:
+        """How many calibration images a repair may hold the activations of."""
+        memory = self.setup.job.cluster.memory_per_worker
+        fit = images_that_fit(self._folded, self.scorer.example, memory)
+        return min(len(self.setup.calibration), fit)

@@ -1,0 +1,19 @@
+"""What the tests of the saved network share."""
+
+import pytest
+from saved_run import EXAMPLE, FACTORIES, REMOVED, digits
+
+from shapray.network.surgery import prune_model
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    """The module ``nets.token`` can be imported."""
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "token.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    return prune_model(digits(), EXAMPLE, REMOVED)
