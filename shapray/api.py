@@ -1,4 +1,4 @@
-"""The public functions: score a network's units, plan a cut, cut it, measure it.
+"""The public functions that score a network's units and measure a network.
 
 They go through the same code as the command, without a job file, a folder or, unless workers are
 asked for, Ray. Arguments have the names of the job file's keys, without their section.
@@ -6,7 +6,6 @@ asked for, Ray. Arguments have the names of the job file's keys, without their s
 
 import copy
 import functools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,19 +20,17 @@ from torch import Tensor, nn
 from shapray.arguments import (
     about,
     in_memory,
-    kind_of,
     labels_of,
     named_as_arguments,
     network_of,
     pixels_of,
     scorable,
-    section_of,
     sections,
     without_sections,
 )
 from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
-from shapray.config import Prune, Score
+from shapray.config import Score
 from shapray.driver.console import PlainConsole
 from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
@@ -41,16 +38,11 @@ from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.choose import choose_groups
 from shapray.inputs.images import check_labels
-from shapray.network.check import check_group
 from shapray.network.consumers import count_active
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import probe
-from shapray.network.surgery import prune_model
-from shapray.network.unreached import drop_unreached
-from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import Interval, count_macs, joined, tally
-from shapray.pruning.ranking import rankings
 from shapray.shapley.estimators import check_enumerable
 from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
@@ -60,8 +52,6 @@ from shapray.worker.tasks import PrecisionTask
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
 IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
-# keys of a plan beside its ratio
-CHOOSING = ("rank_by", "allocation", "min_units", "round_to", "protect")
 
 
 @dataclass(frozen=True, repr=False)
@@ -197,65 +187,6 @@ def score(
         return _tables(checked, tail_macs, scored, rows)
 
 
-def plan(scores: Scores, ratio: float = 0.3, **settings: Any) -> dict[str, list[int]]:
-    """The units worth least.
-
-    Args:
-        scores: of the network to be cut.
-        ratio: share of the units to remove.
-        **settings: keys of the job file's `prune` section that choose units, by their names:
-            `rank_by`, `scope`, `min_units`, `round_to`.
-    Returns:
-        group -> units to remove, ascending; every scored group, some with none.
-    Raises:
-        ValueError: an argument is wrong; names it.
-    """
-    unknown = settings.keys() - set(CHOOSING)
-    if unknown:
-        raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(CHOOSING)}")
-    chosen = {"allocation": "global", "criteria": []} | settings | {"ratio": ratio}
-    asked = section_of(Prune, chosen)
-    [ranking] = rankings(scores.scores, asked, {})
-    n_units = {group: len(values) for group, values in ranking.scores.items()}
-    chooser = Chooser(asked, n_units, None)
-    chooser.check()
-    return chooser.choose(ranking, {}, "ratio", ratio)
-
-
-def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> nn.Module:
-    """A copy of a network without some of its units; the network itself is left as it is.
-
-    It can be trained. Auxiliary heads that only training mode calls are dropped, with a warning, if
-    what they read has been cut.
-
-    Args:
-        model: the network that was scored.
-        cut: group -> units to remove, from `plan` or of your own.
-        example: one image, (1, channels, height, width), with which the network is traced.
-    Raises:
-        ValueError: no such group, one that `score` excludes, units out of range or twice, all units
-            of a group, or units that cannot go without others.
-    """
-    if not isinstance(example, Tensor) or example.ndim != 4 or len(example) != 1:
-        raise ValueError(
-            f"example: one image (1, channels, height, width) is needed, found {kind_of(example)}; "
-            "images[:1] is one"
-        )
-    network = network_of(model)
-    copied, image = scorable(network), pixels_of(example)
-    about("example", lambda: probe(copied, image))
-    for group in find_groups(copied, image):
-        if cut.get(group.name):
-            reason = group.reason or check_group(copied, group, image, seed=0)
-            if reason is not None:
-                raise ValueError(f"cut: group '{group.name}' cannot be cut: {reason}")
-    own = example.to(_like(network))
-    pruned = about("cut", lambda: prune_model(network, own, cut))
-    if said := str(drop_unreached(pruned, network, own)):
-        warnings.warn(said, stacklevel=2)
-    return pruned
-
-
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -> Quality:
     """Accuracy, loss and size of a network, in eval mode, on the device where it lies.
 
@@ -270,7 +201,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -
     targets = labels_of(labels, len(pixels))
     if targets is None:
         raise ValueError("labels: None, and accuracy is measured with them")
-    own = _like(network)
+    own = like(network)
     pixels, example = pixels.to(own.dtype), pixels[:1].to(own)
     n_classes = about("images", lambda: probe(network, example))
     with named_as_arguments():
@@ -291,7 +222,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -
     )
 
 
-def _like(network: nn.Module) -> Tensor:
+def like(network: nn.Module) -> Tensor:
     """A tensor of the type and on the device that a network's images are to have."""
     tensors = [*network.parameters(), *network.buffers(), torch.zeros(())]
     return next(tensor for tensor in tensors if tensor.is_floating_point())

@@ -1,50 +1,11 @@
-"""The command for another cut: other criteria, sizes and repairs on scores that are there.
+"""``python -m shapray.prune``: see `shapray.again`.
 
-python -m shapray.prune RUN_DIR [section.key=value ...] [--name NAME]
+Only run, never imported: in Python the name `shapray.prune` is the function's.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from shapray.driver.again import prune_again
-from shapray.driver.console import PlainConsole
-from shapray.exits import exit_status
-
-_EPILOG = """\
-example:
-  python -m shapray.prune runs/quickstart prune.macs=0.4
-  python -m shapray.prune runs/quickstart prune.rank_by=taylor prune.repair=[] --name taylor
-
-The job is the run's own, with what is given here in place of its values. Nothing is scored and no
-Ray is started. Files go to RUN_DIR/prune/NAME/; what earlier cuts left stays.
-
-exit status:
-  0  done
-  2  a value is wrong, or RUN_DIR has no scores (one message on stderr; nothing was written)
-  3  a task failed, or the storage did
-"""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status. Messages for the user go to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shapray.prune",
-        description="Cut a network once more, on the scores of an earlier run.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the output folder of a run")
-    parser.add_argument(
-        "overrides", metavar="section.key=value", nargs="*", help="values that replace the job's"
-    )
-    parser.add_argument("--name", help="of the folder below RUN_DIR/prune/")
-    options = parser.parse_intermixed_args(arguments)
-    console = PlainConsole(soft_wrap=True)
-    return exit_status(
-        lambda: prune_again(options.run_dir, options.overrides, options.name, console)
-    )
-
+from shapray.again import main
 
 if __name__ == "__main__":
     sys.exit(main())

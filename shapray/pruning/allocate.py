@@ -13,6 +13,7 @@ Size = Callable[[Mapping[str, int]], float]
 
 BINS = 4000  # that a budget is divided into
 MAX_OPTIONS = 64  # of a group that are looked at
+NEAR = 0.995  # of a target: no exchanges are looked for
 ROUNDS = 4  # of making sizes linear around what was found
 
 
@@ -123,6 +124,7 @@ def least_loss(
         picked = _knapsack(list(loss_at.values()), list(sizes.values()), target - fixed)
         found = {group: few[group][place] for group, place in zip(few, picked)}
         filled = _filled(found, losses, choices, size, target)
+        filled = _exchanged(filled, losses, choices, size, target)
         loss = sum(losses[group](n) for group, n in filled.items())
         if loss < best_loss:
             best, best_loss = filled, loss
@@ -131,6 +133,28 @@ def least_loss(
         current = found
     assert best is not None
     return best
+
+
+def _exchanged(
+    counts: Counts,
+    losses: Mapping[str, Callable[[int], float]],
+    choices: Mapping[str, Sequence[int]],
+    size: Size,
+    target: float,
+) -> Counts:
+    """Nearer to the target where a step up is too large alone: one group steps up, another down."""
+    found = dict(counts)
+    while size(found) < NEAR * target:
+        better = [
+            after
+            for _, larger in _steps(found, losses, choices, size, -1)
+            for _, after in _steps(larger, losses, choices, size, +1)
+            if size(found) < size(after) <= target
+        ]
+        if not better:
+            break
+        found = min(better, key=lambda after: sum(losses[group](n) for group, n in after.items()))
+    return found
 
 
 def _thinned(counts: Sequence[int]) -> list[int]:
