@@ -232,3 +232,25 @@ def test_one_output_has_nothing_to_compare_with():
         shapray.score(model, images, [0] * 4, **SETTINGS)
     scores = shapray.score(model, images, [0] * 4, value="target_logit", **SETTINGS)
     assert (scores.scores["mean_abs"].to_numpy() > 0).any()
+
+
+def test_a_head_that_only_training_uses_is_dropped_with_a_word(digits):
+    class Aided(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole, self.aid = digits[1], torch.nn.LazyLinear(10)
+
+        def forward(self, x):
+            logits = self.whole(x)
+            if self.training and self.aid is not None:
+                return logits, self.aid(self.whole.conv1(x).mean((2, 3)))
+            return logits
+
+    images, _ = given(digits[2])
+    model = copy.deepcopy(Aided().train())
+    model(images)
+    with pytest.warns(UserWarning, match="^aid: no image reaches it; it is dropped$"):
+        small = shapray.prune(model, {"whole.conv1": [0, 5]}, images[:1])
+    assert small.training
+    assert small(images).shape == (len(images), 10)
+    assert model.aid is not None

@@ -51,7 +51,8 @@ def test_the_scores_are_the_means_of_the_shards(finished):
 
 
 def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finished):
-    plan = json.loads((finished / "prune/plan.json").read_text())["groups"]
+    written = json.loads((finished / "prune/plan.json").read_text())
+    plan = written["groups"]
     n_units = sum(group["n_units"] for group in plan.values())
     n_removed = sum(len(group["removed"]) for group in plan.values())
     assert n_removed == int(0.3 * n_units)
@@ -69,6 +70,10 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
     network = load_pruned(str(finished))
     assert sum(p.numel() for p in network.parameters()) == after["parameters"]
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
+    kept = written["modules"]["conv2"]["inputs"]
+    assert kept == [u for u in range(32) if u not in plan["conv1"]["removed"]]
+    assert len(kept) == network.conv2.in_channels
+    assert written["dropped"] == {}
 
     curve = pq.read_table(finished / "prune/curve.parquet").to_pylist()
     assert [(row["criterion"], row["ratio"], row["seed"]) for row in curve] == [
