@@ -14,7 +14,7 @@ from shapray.inputs.images import open_images
 from shapray.inputs.model import build_model
 from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import tally
-from shapray.pruning.repair.augment import augment
+from shapray.pruning.repair.augment import blend, move
 from shapray.pruning.repair.blocks import find_blocks
 from shapray.pruning.repair.distill import distill
 from shapray.zoo import resnet20
@@ -202,16 +202,27 @@ def test_the_inside_of_a_wrapped_network_is_looked_at():
     ]
 
 
-# ---- images moved and mirrored -------------------------------------------------------------------
+# ---- images moved, mirrored and blended ----------------------------------------------------------
 
 
 def test_images_are_shifted_by_an_eighth_at_most_and_mirrored():
     x = torch.arange(16 * 24.0).reshape(1, 1, 16, 24).repeat(400, 1, 1, 1)
     random = torch.Generator().manual_seed(0)
-    kept = augment(x, random, mirror=False)
+    kept = move(x, random, mirror=False)
     middle = kept[:, 0, 8, 12]
     shifts = {(int(m) // 24 - 8, int(m) % 24 - 12) for m in middle}
     assert shifts == {(down, right) for down in range(-2, 3) for right in range(-3, 4)}
-    mirrored = augment(x, random)
+    mirrored = move(x, random)
     backwards = mirrored[:, 0, 8, 12] > mirrored[:, 0, 8, 13]
     assert 150 < int(backwards.sum()) < 250
+
+
+def test_blends_have_blended_targets():
+    n = 200
+    x = torch.eye(n)[:, None, :, None]  # image i is 1 at i
+    blended, targets = blend(x, torch.eye(n), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(blended[:, 0, :, 0], targets)
+    own, of_before = targets.diagonal(), targets.roll(1, 1).diagonal()
+    torch.testing.assert_close(own + of_before, torch.ones(n))
+    assert own.min() >= 0.5
+    assert 70 < int((own < 1).sum()) < 130

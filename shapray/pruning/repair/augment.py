@@ -1,12 +1,16 @@
-"""Images moved and mirrored by chance, so that a few go further."""
+"""Images moved, mirrored and blended by chance, so that a few go further.
+
+Source: blends as training data are Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization.
+"""
 
 import torch
 from torch import Tensor, nn
 
 SHIFT = 8  # at most this part of a side
+BLENDED = 0.5  # of the images
 
 
-def augment(images: Tensor, random: torch.Generator, mirror: bool = True) -> Tensor:
+def move(images: Tensor, random: torch.Generator, mirror: bool = True) -> Tensor:
     """Each image shifted by up to an eighth of its sides, and half of them mirrored.
 
     What comes in at an edge is a reflection of what is there.
@@ -31,3 +35,20 @@ def augment(images: Tensor, random: torch.Generator, mirror: bool = True) -> Ten
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+
+
+def blend(
+    images: Tensor, targets: Tensor | None, random: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Half of the images with up to as much of the image before them as of their own.
+
+    Args:
+        images: (n, channels, height, width), on any device.
+        targets: (n, classes), probabilities that are blended in the same way; on the same device.
+        random: on the CPU.
+    """
+    n = len(images)
+    share = 0.5 * torch.rand(n, generator=random) * (torch.rand(n, generator=random) < BLENDED)
+    share = share.to(images.device)
+    blended = images.lerp(images.roll(1, 0), share[:, None, None, None])
+    return blended, None if targets is None else targets.lerp(targets.roll(1, 0), share[:, None])

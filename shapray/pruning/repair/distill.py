@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.pruning.repair.augment import augment
+from shapray.pruning.repair.augment import blend, move
 from shapray.pruning.repair.blocks import find_blocks, outputs_of
 from shapray.text import one_line
 
@@ -65,10 +65,10 @@ def distill(
     """Train all weights of a cut network, in place, with the whole one as its teacher.
 
     Adam minimises the Kullback-Leibler divergence of the answers, and what the blocks' outputs
-    differ by relative to their size, on images that are shifted and mirrored by chance. A fifth of
-    the images takes no part: every so often it is measured on them how well the network does with a
-    running mean of its weights, and the best weights stay, perhaps the first. The same seed gives
-    the same weights on the same hardware.
+    differ by relative to their size, on images that are shifted, mirrored and blended by chance. A
+    fifth of the images takes no part: every so often it is measured on them how well the network
+    does with a running mean of its weights, and the best weights stay, perhaps the first. The same
+    seed gives the same weights on the same hardware.
 
     Args:
         whole: the network before the cut, in eval mode; left as it is.
@@ -79,7 +79,7 @@ def distill(
         steps: of Adam.
         lr: its largest learning rate: reached after a tenth of the steps, 0 after the last.
         batch: images a step, or all there are if they are fewer.
-        seed: of the images held back, chosen, shifted and mirrored.
+        seed: of the images held back and chosen, and of what is done to them.
         device: where both networks are.
         blocks: names of modules of both networks whose outputs are compared; None: those that
             `find_blocks` finds.
@@ -102,6 +102,7 @@ def distill(
     n_held_back = len(images) // HELD_BACK
     exam = _Exam(whole, images[order[:n_held_back]].to(device).split(batch))
     taught = order[n_held_back:]
+    targets = None if labels is None else F.one_hot(labels, exam.right.shape[1]).float().to(device)
     if blocks is None:
         blocks = find_blocks(whole, cut, images[:1].to(device))
 
@@ -115,8 +116,9 @@ def distill(
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda done: _pace(done, steps))
         for step in range(1, steps + 1):
             chosen = taught[torch.randperm(len(taught), generator=random)[:batch]]
-            seen = augment(images[chosen].to(device), random, mirror=labels is None)
-            loss = _loss(whole, cut, seen, blocks, None if labels is None else labels[chosen])
+            seen = move(images[chosen].to(device), random, mirror=labels is None)
+            seen, wanted = blend(seen, None if targets is None else targets[chosen], random)
+            loss = _loss(whole, cut, seen, blocks, wanted)
             adam.zero_grad()
             _backward(loss)
             adam.step()
@@ -135,9 +137,9 @@ def distill(
 
 
 def _loss(
-    whole: nn.Module, cut: nn.Module, images: Tensor, blocks: Sequence[str], labels: Tensor | None
+    whole: nn.Module, cut: nn.Module, images: Tensor, blocks: Sequence[str], targets: Tensor | None
 ) -> Tensor:
-    """What is minimised: of the answers, of the blocks, and of the labels if there are any."""
+    """What is minimised: of the answers, of the blocks, and of the targets if there are any."""
     with torch.no_grad(), outputs_of(whole, blocks) as right:
         answers = whole(images.clone()).div(TEMPERATURE).log_softmax(1)
     with outputs_of(cut, blocks) as found:
@@ -149,8 +151,8 @@ def _loss(
         (block,), (target,) = found[name], right[name]
         size = target.square().mean().clamp(min=torch.finfo(target.dtype).tiny)
         loss = loss + BLOCKS * F.mse_loss(block, target) / size / len(blocks)
-    if labels is not None:
-        loss = loss + F.cross_entropy(logits, labels.to(logits.device))
+    if targets is not None:
+        loss = loss + F.cross_entropy(logits, targets)
     return loss
 
 
