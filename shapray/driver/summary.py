@@ -76,6 +76,12 @@ def show_cuts(console: Console, metrics: dict[str, Any]) -> None:
         f"{n_images:,} evaluation images; 95 % interval of the accuracy after: {low:.2%} to "
         f"{high:.2%}"
     )
+    for whole, after in zip(metrics["before"]["latency"], metrics["after"]["latency"]):
+        console.print(
+            f"a pass of {whole['batch']}: {whole['median_ms']:.3g} ms whole, "
+            f"{after['median_ms']:.3g} ms after, median of {whole['n_passes']} on "
+            f"{whole['device']}, threads: {whole['threads']}"
+        )
 
 
 def show_all(console: Console, store: RunDirectory) -> None:
