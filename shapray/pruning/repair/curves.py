@@ -19,7 +19,7 @@ from shapray.pruning.repair.regression import Regression
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
 
-CURVE_IMAGES = 128  # that a loss is measured on
+CURVE_IMAGES = 256  # that a loss is measured on
 POINTS = 8  # of a curve: an eighth of the units, two eighths, ...
 
 
