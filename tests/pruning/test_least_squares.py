@@ -8,7 +8,7 @@ import torch
 from cases import DATA, case
 from networks import NETWORKS
 from plain import Plain, groups_by_name, images, lively
-from slow_fit import fitted
+from slow_fit import fitted, penalty, rows_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -127,18 +127,18 @@ def test_with_repair_the_digits_lose_less_at_every_size(digits):
         found = refitted(model, removed, calibration)
         assert found.layers == ("conv2", "conv3", "fc1", "fc2")
         cut = prune_model(found.network, calibration[:1], removed)
-        assert distance(cut, model, others) < 0.6 * distance(
+        assert distance(cut, model, others) < 0.7 * distance(
             bare(model, removed, others), model, others
         )
 
 
 def test_later_layers_make_good_for_earlier_ones(digits):
     model, calibration, others = digits
-    removed = {"conv1": list(range(16))}
+    removed = {"conv1": list(range(24))}
     all_layers = refitted(model, removed, calibration).network
     one = copy.deepcopy(model)
     one.conv2.weight.data, one.bn2 = all_layers.conv2.weight.data, all_layers.bn2
-    assert distance(all_layers, model, others) < 0.9 * distance(one, model, others)
+    assert distance(all_layers, model, others) < 0.95 * distance(one, model, others)
 
 
 def test_a_layer_is_what_a_plain_fit_makes_of_it():
@@ -193,30 +193,38 @@ def test_a_residual_sum_is_the_target_and_not_the_layers_own_output():
         _, wanted = sums(model)
         inner = torch.tanh(found.c(first))
         weight, bias = fitted(model.d, inner, wanted - first)
-        assert torch.allclose(found.d.weight.double(), weight, atol=1e-5)
-        assert torch.allclose(found.d.bias.double(), bias, atol=1e-5)
+        plain = F.conv2d(inner, weight.float(), bias.float())
+        assert (found.d(inner) - plain).abs().max() < 1e-4 * plain.abs().max()
+        error, unaware = (
+            (first + out - wanted).norm() for out in (found.d(inner), model.d(inner))
+        )
+        assert error < 0.9 * unaware
 
 
 def test_below_zero_a_rectified_target_is_met_by_anything_below_zero():
     class Rectified(nn.Module):
-        def __init__(self, shift: float) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3), nn.Linear(4, 3)
-            self.shift = shift
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(F.relu(self.b(torch.tanh(self.a(x)))).mean((2, 3)))
 
-    model, x = lively(Rectified(0.0)), images(40)
+    model, x = lively(Rectified()), images(40)
     model.b.bias.data -= 0.3  # mostly below zero
     found = refitted(model, {"a": [0, 1, 2]}, x).network
+    stay = torch.arange(6) > 2
     with torch.inference_mode():
         read, wanted = torch.tanh(model.a(x)), model.b(torch.tanh(model.a(x)))
-        stay = torch.arange(6) > 2
-        weight, bias = fitted(model.b, read, wanted, channels=stay)
-        plain = F.conv2d(read, weight.float(), bias.float())
-        errors = [(F.relu(out) - F.relu(wanted)).norm() for out in (found.b(read), plain)]
-    assert errors[0] < 0.9 * errors[1]
+        strength = penalty(rows_of(nn.Conv2d(3, 1, 3), read[:, stay])[0])
+
+        def objective(weight: Tensor, bias: Tensor) -> float:
+            out = F.conv2d(read, weight, bias)
+            errors = torch.where(wanted > 0, out - wanted, out.clamp(min=0)).square().sum()
+            return float(errors + strength * (weight - model.b.weight)[:, stay].square().sum())
+
+        plain = [part.float() for part in fitted(model.b, read, wanted, channels=stay)]
+        assert objective(found.b.weight, found.b.bias) < 0.95 * objective(*plain)
 
 
 # ---- what it leaves --------------------------------------------------------------------------
