@@ -142,18 +142,23 @@ def _exchanged(
     size: Size,
     target: float,
 ) -> Counts:
-    """Nearer to the target where a step up is too large alone: one group steps up, another down."""
+    """Nearer to the target where a step up is too large alone: one group steps up, another down,
+    where that costs nothing."""
+
+    def loss(counts: Counts) -> float:
+        return sum(losses[group](n) for group, n in counts.items())
+
     found = dict(counts)
     while size(found) < NEAR * target:
         better = [
             after
             for _, larger in _steps(found, losses, choices, size, -1)
             for _, after in _steps(larger, losses, choices, size, +1)
-            if size(found) < size(after) <= target
+            if size(found) < size(after) <= target and loss(after) <= loss(found)
         ]
         if not better:
             break
-        found = min(better, key=lambda after: sum(losses[group](n) for group, n in after.items()))
+        found = min(better, key=loss)
     return found
 
 

@@ -81,6 +81,13 @@ class Chooser:
             return self.sizes.parameters, float(self.sizes.all_parameters)
         return self.sizes.macs, float(self.sizes.all_macs)
 
+    def allowed(self, key: str, share: float) -> float:
+        """The size that must not be exceeded, in what `measure` measures."""
+        whole = self.measure(key)[1]
+        if key == "ratio":
+            return whole - math.floor(share * whole + 1e-9)
+        return whole * share * (1 + 1e-9)  # a size that was measured can be asked for again
+
     def check(self) -> None:
         """The job's sizes can be met.
 
@@ -91,12 +98,12 @@ class Chooser:
         if key == "latency" and self.latency is None:
             return  # nobody knows yet
         size, whole = self.measure(key)
-        least = allocate.smallest(self.choices, size) / whole
+        smallest = allocate.smallest(self.choices, size)
+        least = smallest / whole
         for share in (value, *self.prune.curve):
-            stays = 1 - share if key == "ratio" else share
             if key in SEARCHED and share == value:
                 continue
-            if least > stays + 1e-9:
+            if smallest > self.allowed(key, share):
                 nearest = math.floor((1 - least) * 1e4) / 1e4 if key == "ratio" else _up(least)
                 raise ValueError(
                     f"{key}: {share} cannot be met: with min_units {self.prune.min_units}, "
@@ -124,10 +131,7 @@ class Chooser:
             key, share: "macs" or "parameters" and the share that may stay; "ratio" and the share
                 of the units that go.
         """
-        size, whole = self.measure(key)
-        target = whole * share
-        if key == "ratio":
-            target = whole - math.floor(share * whole + 1e-9)
+        size, target = self.measure(key)[0], self.allowed(key, share)
         orders = ranking.orders
         if self.prune.allocation == "measured":
             curves = {
