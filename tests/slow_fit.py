@@ -18,7 +18,14 @@ def rows_of(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> np.ndarray:
     n_features = int(np.prod(shape))
     copies = torch.eye(n_features).view(n_features, *shape).repeat(layer.groups, 1, 1, 1)
     found = layer._conv_forward(inputs, copies, None)  # (n, groups * features, height, width)
-    return found.movedim(1, 3).flatten(0, 2).unflatten(1, (layer.groups, -1)).movedim(1, 0).double().numpy()
+    return (
+        found.movedim(1, 3)
+        .flatten(0, 2)
+        .unflatten(1, (layer.groups, -1))
+        .movedim(1, 0)
+        .double()
+        .numpy()
+    )
 
 
 def outputs_of(layer: nn.Conv2d | nn.Linear, outputs: Tensor) -> np.ndarray:

@@ -86,9 +86,10 @@ def test_what_is_fitted_silenced_is_what_is_cut(name):
     assert found.left_out == {}
     cut = prune_model(found.network, c.example, removed)
     assert distance(cut, found.network, c.images) < 1e-4
-    assert distance(cut, c.model, c.images) <= distance(
-        silenced(c.model, c.groups, removed), c.model, c.images
-    ) + 1e-6
+    assert (
+        distance(cut, c.model, c.images)
+        <= distance(silenced(c.model, c.groups, removed), c.model, c.images) + 1e-6
+    )
     assert all(torch.equal(value, before[key]) for key, value in c.model.state_dict().items())
 
 
@@ -121,8 +122,7 @@ def test_with_repair_the_digits_lose_less_at_every_size(digits):
     model, calibration, others = digits
     for share in (0.25, 0.5, 0.75):
         removed = {
-            group.name: list(range(int(share * group.n_units)))
-            for group in case("digits").groups
+            group.name: list(range(int(share * group.n_units))) for group in case("digits").groups
         }
         found = refitted(model, removed, calibration)
         assert found.layers == ("conv2", "conv3", "fc1", "fc2")
@@ -195,9 +195,7 @@ def test_a_residual_sum_is_the_target_and_not_the_layers_own_output():
         weight, bias = fitted(model.d, inner, wanted - first)
         plain = F.conv2d(inner, weight.float(), bias.float())
         assert (found.d(inner) - plain).abs().max() < 1e-4 * plain.abs().max()
-        error, unaware = (
-            (first + out - wanted).norm() for out in (found.d(inner), model.d(inner))
-        )
+        error, unaware = ((first + out - wanted).norm() for out in (found.d(inner), model.d(inner)))
         assert error < 0.9 * unaware
 
 

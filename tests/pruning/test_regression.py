@@ -97,9 +97,9 @@ def test_mean_and_variance_are_those_of_the_new_outputs(name):
         for with_bias in BIASED:
             found = fit(layer, inputs, targets, with_bias, n_rows)
             layer.weight.copy_(found.weight)
-            outputs = torch.from_numpy(
-                outputs_of(layer, layer(inputs))
-            ).movedim(0, 1).flatten(1)  # (n, out)
+            outputs = (
+                torch.from_numpy(outputs_of(layer, layer(inputs))).movedim(0, 1).flatten(1)
+            )  # (n, out)
             outputs = outputs - (0 if layer.bias is None else layer.bias)
             assert torch.allclose(found.mean, outputs.mean(0), atol=1e-5)
             assert torch.allclose(found.variance, outputs.var(0, correction=0), rtol=1e-4)
