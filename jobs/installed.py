@@ -27,7 +27,8 @@ def example() -> str:
 def main() -> None:
     where = Path(shapray.__file__).parent
     assert where != REPOSITORY / "shapray", f"{where} is the checkout, not an installed package"
-    modules = [module.name for module in pkgutil.walk_packages([str(where)], "shapray.")]
+    found = [module.name for module in pkgutil.walk_packages([str(where)], "shapray.")]
+    modules = [name for name in found if name != "shapray.prune"]  # a command, see there
     for name in modules:
         importlib.import_module(name)
     print(f"shapray {shapray.__version__} in {where}: {len(modules)} modules")

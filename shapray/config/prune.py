@@ -65,7 +65,7 @@ class Distill(Section):
     """Training on the calibration images, with the whole network as the teacher."""
 
     steps: Annotated[int, whole(1, 10**6)] = 100
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive = 1e-3
     labels: bool = False
 
 

@@ -1,8 +1,10 @@
 """Another cut on scores that are there already: no scoring, and no Ray."""
 
 import functools
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -60,7 +62,10 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
             f"{store.shown}/scores.parquet: no scores of group '{missing[0]}', which the job names"
         )
     started = now()
-    make = functools.partial(Worker, planned.setup)
+    # One worker, so it may have all cores; a job's workers have as many as it says.
+    cluster = job.cluster.model_copy(update={"cpus_per_worker": os.cpu_count() or 1})
+    setup = replace(planned.setup, job=job.model_copy(update={"cluster": cluster}))
+    make = functools.partial(Worker, setup)
     with claimed(store), open_pool(make, job.cluster, in_process=True) as pool:
         console.print(f"{job.name}: {pool.description}; files go to {store.shown}/{folder}")
         cutting = Cutting(Crew(pool, console, None), planned, planned.chooser, folder, _stop)

@@ -13,6 +13,7 @@ from shapray.driver.crew import Crew
 from shapray.driver.plan import Plan
 from shapray.driver.tasks import evaluate_tasks, measured
 from shapray.errors import JobError
+from shapray.pruning.allocate import Size, UnreachableError
 from shapray.pruning.curve import curve_table, losses_table, measurements_json
 from shapray.pruning.cuts import (
     SEARCHED,
@@ -23,10 +24,22 @@ from shapray.pruning.cuts import (
     Losses,
     compared_cuts,
 )
+from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
+from shapray.pruning.repair.curves import counts
 from shapray.storage.schemas import CURVE, LOSSES
-from shapray.worker.tasks import CriterionTask, EvaluateTask, Evaluation, LossTask
+from shapray.worker.tasks import (
+    CriterionTask,
+    EvaluateTask,
+    Evaluation,
+    Latencies,
+    LatencyTask,
+    LossTask,
+)
 
+LATENCY_BATCHES = (1, 64)
+LATENCY_STEPS = 4  # of the search for a share that gives the latency asked for
+NEAR_ENOUGH = 0.02  # of it
 STEPS = 8  # of the search for the smallest network that keeps what was asked
 
 
@@ -110,6 +123,13 @@ class Cutting:
         key, share = self.prune.target
         if key in SEARCHED:
             key, share = "macs", self._smallest(ranked[0], losses)
+        if key == "latency":
+            self.chooser.latency = self._latency_by_groups(ranked[0])
+            try:
+                self.chooser.check()
+            except ValueError as error:
+                raise JobError(f"prune.{error}") from error
+            share = self._latency_that_gives(ranked[0], losses, share)
         return compared_cuts(ranked, losses, self.chooser, key, share)
 
     def measured(self, compared: Compared, entry: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +148,8 @@ class Cutting:
         for note in dict.fromkeys(note for found in evaluations for note in found.notes):
             self.crew.console.print(note)
         measurements = measured(compared.all, evaluations)
-        metrics = measurements_json(measurements, compared, self.prune)
+        timed = self._timed({"after": compared.kept.removed}, LATENCY_BATCHES)
+        metrics = measurements_json(measurements, compared, self.prune, timed)
         n_units = sum(self.chooser.n_units.values())
         store.publish_table(
             f"{self.folder}/curve.parquet",
@@ -137,6 +158,66 @@ class Cutting:
         )
         store.publish_json(f"{self.folder}/metrics.json", metrics)
         return metrics
+
+    def _latency_by_groups(self, own: Ranking) -> Size:
+        """Share of the whole network's latency, from that of every group cut alone to some widths;
+        what groups save adds up."""
+        tasks = [
+            LatencyTask(
+                group,
+                {str(n): {group: own.orders[group][:n]} for n in counts(n_units) if n},
+                (LATENCY_BATCHES[-1],),
+            )
+            for group, n_units in self.chooser.n_units.items()
+            if len(self.chooser.choices[group]) > 1
+        ]
+        curves: dict[str, tuple[list[int], list[float]]] = {}
+
+        def receive(result: Latencies) -> None:
+            (whole,) = result.found["whole"]
+            at = [int(name) for name in result.task.removed]
+            shares = [result.found[str(n)][0].median / whole.median for n in at]
+            # a network is not slower with fewer units; where it was, the clock was unsteady
+            falling = np.minimum.accumulate([1.0, *shares])
+            curves[result.task.name] = [0, *at], falling.tolist()
+
+        self.stop("latency", self.crew.do("latency", tasks, receive))
+
+        def share(removed: Mapping[str, int]) -> float:
+            return 1 - sum(
+                1 - float(np.interp(removed.get(group, 0), *curve))
+                for group, curve in curves.items()
+            )
+
+        return share
+
+    def _latency_that_gives(self, own: Ranking, losses: Losses, asked: float) -> float:
+        """The share to plan with so that the network cut by it has about the latency asked for."""
+        share = asked
+        for _ in range(LATENCY_STEPS):
+            try:
+                removed = self.chooser.choose(own, losses, "latency", share)
+            except UnreachableError as error:
+                raise JobError(
+                    f"prune.latency: {asked} cannot be met: what the groups save alone does not "
+                    f"add up to it; the nearest is about {asked * error.nearest / share:.2f}"
+                ) from error
+            found = self._timed({"cut": removed}, LATENCY_BATCHES[-1:])
+            real = found["cut"][0].median / found["whole"][0].median
+            self.crew.console.print(f"latency: {real:.3f} of the whole network's")
+            if abs(real - asked) <= NEAR_ENOUGH * asked:
+                break
+            share *= asked / real
+        return share
+
+    def _timed(
+        self, removed: Mapping[str, Mapping[str, Sequence[int]]], batches: tuple[int, ...]
+    ) -> Mapping[str, tuple[Latency, ...]]:
+        """The whole network and cut ones, while no other worker has a task of this run."""
+        found: list[Latencies] = []
+        task = LatencyTask(", ".join(removed), removed, batches)
+        self.stop("latency", self.crew.do("latency", [task], found.append))
+        return found[0].found
 
     def _evaluated(self, tasks: Sequence[EvaluateTask]) -> list[Evaluation]:
         found: list[Evaluation] = []

@@ -15,6 +15,7 @@ from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
 from shapray.pruning.cuts import Chooser
+from shapray.pruning.repair.distill import FEWEST_IMAGES
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
 from shapray.storage.schemas import GROUPS
@@ -66,6 +67,11 @@ def plan(inputs: Inputs) -> Plan:
     )
     n_units = {group.name: group.n_units for group in setup.groups}
     chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, images[:1]))
+    if "distill" in job.prune.repair and len(calibration) < FEWEST_IMAGES:
+        raise JobError(
+            f"prune.repair: distill needs {FEWEST_IMAGES} calibration images, and there are "
+            f"{len(calibration)}"
+        )
     try:
         chooser.check()
     except ValueError as error:

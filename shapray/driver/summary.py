@@ -13,6 +13,14 @@ from rich.table import Table
 from shapray.driver.plan import Plan
 from shapray.storage.run_directory import RunDirectory
 
+_SHOWN = (
+    ("accuracy", "top1", "{:.2%}"),
+    ("loss", "loss", "{:.4f}"),
+    ("removed", "n_removed", "{:,.0f}"),
+    ("parameters", "parameters", "{:,.0f}"),
+    ("multiply-adds", "multiply_adds", "{:,.0f}"),
+)
+
 
 @dataclass
 class Totals:
@@ -50,33 +58,30 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
 
 def show_cuts(console: Console, metrics: dict[str, Any]) -> None:
     """The whole network, the cut one, the repaired one and its rivals of the same size."""
-    columns = {"whole": [metrics["before"]], "cut": [metrics["cut"]]}
+    rows = {"whole": [metrics["before"]], "cut": [metrics["cut"]]}
     if metrics["repair"]:
-        columns["repaired"] = [metrics["after"]]
+        rows["repaired"] = [metrics["after"]]
     if metrics["random"]:
-        columns[f"random, mean of {len(metrics['random'])}"] = metrics["random"]
-    columns |= {found["criterion"]: [found] for found in metrics["criteria"]}
+        rows[f"random, mean of {len(metrics['random'])}"] = metrics["random"]
+    rows |= {found["criterion"]: [found] for found in metrics["criteria"]}
     table = Table(box=box.SIMPLE)
     table.add_column("", style="bold")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for title, key, form in (
-        ("accuracy", "top1", "{:.2%}"),
-        ("loss", "loss", "{:.4f}"),
-        ("units removed", "n_removed", "{:,.0f}"),
-        ("parameters", "parameters", "{:,.0f}"),
-        ("multiply-adds", "multiply_adds", "{:,.0f}"),
-    ):
-        table.add_row(
-            title,
-            *(_mean([found[key] for found in column], form) for column in columns.values()),
-        )
+    for title, _, _ in _SHOWN:
+        table.add_column(title, justify="right")
+    for name, found in rows.items():
+        table.add_row(name, *(_mean([one[key] for one in found], form) for _, key, form in _SHOWN))
     console.print(table)
     n_images, low, high = (metrics["after"][key] for key in ("n_images", "top1_low", "top1_high"))
     console.print(
         f"{n_images:,} evaluation images; 95 % interval of the accuracy after: {low:.2%} to "
         f"{high:.2%}"
     )
+    for whole, after in zip(metrics["before"]["latency"], metrics["after"]["latency"]):
+        console.print(
+            f"a pass of {whole['batch']}: {whole['median_ms']:.3g} ms whole, "
+            f"{after['median_ms']:.3g} ms after, median of {whole['n_passes']} on "
+            f"{whole['device']}, threads: {whole['threads']}"
+        )
 
 
 def show_all(console: Console, store: RunDirectory) -> None:

@@ -1,15 +1,18 @@
 """A network cut and repaired: all steps from a plan to what is saved."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from shapray.config import Prune
 from shapray.network.group import Group
+from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import Settings, drop_unreached
+from shapray.pruning.repair.batchnorm import batchnorm
+from shapray.pruning.repair.distill import distill
 from shapray.pruning.repair.least_squares import least_squares
 from shapray.text import some
 
@@ -40,6 +43,7 @@ def compressed(
     labels: Tensor | None,
     prune: Prune,
     seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
 ) -> Compressed:
     """The network without some units, repaired; `whole` is left as it is.
 
@@ -52,9 +56,17 @@ def compressed(
             device.
         labels: (n,) int64; only read where `prune.distill.labels` asks for it.
         seed: of what is drawn.
+        progress: of a distillation; see there.
+    Raises:
+        ValueError: too few images to distill with, or a network that cannot be trained.
     """
+    if not any(removed.values()):
+        return Compressed(copy.deepcopy(whole), NOTHING, ())
     start, notes = whole, []
-    if "least_squares" in repair and any(removed.values()):
+    if "batchnorm" in repair:
+        start = silenced(whole, groups, removed)
+        batchnorm(start, images)
+    if "least_squares" in repair:
         refitted = least_squares(whole, start, groups, removed, images, seed)
         start = refitted.network
         reasons: dict[str, list[str]] = {}
@@ -62,11 +74,25 @@ def compressed(
             reasons.setdefault(reason, []).append(layer)
         for reason, layers in reasons.items():
             notes.append(f"not refitted: {some(layers)}: {reason}")
-    network, dropped = copy.deepcopy(start), NOTHING
-    if any(removed.values()):
-        network = prune_model(start, images[:1], removed)
-        unreached = drop_unreached(network, start, images[:1])
-        dropped = unreached.settings
-        if said := str(unreached):
-            notes.append(said)
-    return Compressed(network.eval(), dropped, tuple(notes))
+    network = prune_model(start, images[:1], removed).eval()
+    unreached = drop_unreached(network, start, images[:1])
+    if said := str(unreached):
+        notes.append(said)
+    if "distill" in repair:
+        asked = prune.distill
+        learned = distill(
+            whole,
+            network,
+            images,
+            labels if asked.labels else None,
+            steps=asked.steps,
+            lr=asked.learning_rate,
+            seed=seed,
+            device=images.device,
+            progress=progress,
+        )
+        notes.append(
+            f"distilled: step {learned.best_step} of {learned.steps} is the best, loss "
+            f"{learned.loss_before:.4g} -> {learned.loss_after:.4g} on the images held back"
+        )
+    return Compressed(network, unreached.settings, tuple(notes))

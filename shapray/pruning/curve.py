@@ -1,7 +1,7 @@
 """What was measured of the cuts, as the tables and reports of a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 from shapray.config import Prune
 from shapray.pruning.cuts import WHOLE, Compared, Cut, Losses
 from shapray.pruning.evaluate import Tally, paired_difference
+from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import counts
 from shapray.storage.schemas import CURVE, LOSSES
@@ -46,10 +47,17 @@ class Measurement:
 
 
 def measurements_json(
-    measurements: Sequence[Measurement], compared: Compared, prune: Prune
+    measurements: Sequence[Measurement],
+    compared: Compared,
+    prune: Prune,
+    timed: Mapping[str, Sequence[Latency]],
 ) -> dict[str, Any]:
     """The content of ``prune/metrics.json``: the whole network, the job's own cut before and after
-    repair, and its rivals of the same size."""
+    repair, and its rivals of the same size.
+
+    Args:
+        timed: "whole" and "after", a latency per batch size; a repair changes none.
+    """
     by_name = {found.cut.name: found for found in measurements}
     before, cut, after = (by_name[found.name] for found in (WHOLE, compared.cut, compared.kept))
     rivals = [
@@ -65,8 +73,16 @@ def measurements_json(
         "repair": list(prune.repair),
         **{
             name: found.numbers()
-            | {"per_class": found.tally.per_class, "file_bytes": found.file_bytes}
-            for name, found in (("before", before), ("cut", cut), ("after", after))
+            | {
+                "per_class": found.tally.per_class,
+                "file_bytes": found.file_bytes,
+                "latency": [of.numbers() for of in latencies],
+            }
+            for name, found, latencies in (
+                ("before", before, timed["whole"]),
+                ("cut", cut, timed["after"]),
+                ("after", after, timed["after"]),
+            )
         },
         "random": [
             {"seed": found.cut.seed} | found.numbers()

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from shapray.network.group import Group
 from shapray.network.index_maps import Kept
 from shapray.network.unreached import Settings
 from shapray.pruning import allocate
+from shapray.pruning.allocate import Size
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import counts
 from shapray.pruning.sizes import Sizes
@@ -52,6 +53,7 @@ class Chooser:
 
     def __init__(self, prune: Prune, n_units: Mapping[str, int], sizes: Sizes | None) -> None:
         self.prune, self._sizes, self.n_units = prune, sizes, dict(n_units)
+        self.latency: Size | None = None  # share of the whole network's, once it has been measured
         self.choices = {
             name: [0]
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in prune.protect)
@@ -68,10 +70,13 @@ class Chooser:
         """How many are left."""
         return sum(n - removed.get(name, 0) for name, n in self.n_units.items())
 
-    def measure(self, key: str) -> tuple[Callable[[Mapping[str, int]], float], float]:
+    def measure(self, key: str) -> tuple[Size, float]:
         """What a target is said in, and what the whole network has of it."""
         if key == "ratio":
             return self.units, self.units({})
+        if key == "latency":
+            assert self.latency is not None
+            return self.latency, 1.0
         if key == "parameters":
             return self.sizes.parameters, float(self.sizes.all_parameters)
         return self.sizes.macs, float(self.sizes.all_macs)
@@ -90,6 +95,8 @@ class Chooser:
             ValueError: names the key, the constraints, and the nearest that can.
         """
         key, value = self.prune.target
+        if key == "latency" and self.latency is None:
+            return  # nobody knows yet
         size, whole = self.measure(key)
         smallest = allocate.smallest(self.choices, size)
         least = smallest / whole
@@ -142,7 +149,7 @@ class Chooser:
 _WORDS = {
     "macs": "multiply-adds",
     "parameters": "parameters",
-    "latency": "multiply-adds",
+    "latency": "latency",
     "max_loss_increase": "multiply-adds",
     "min_accuracy": "multiply-adds",
 }

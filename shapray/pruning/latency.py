@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 2  # passes that are not counted
+LONGEST = 3.0  # seconds of a pass
 FEWEST = 5  # passes that are, however long they take
 
 
@@ -31,9 +32,14 @@ class Latency:
     threads: int
     device: str
 
+    @property
+    def median(self) -> float:
+        """Seconds of a pass."""
+        return float(np.median(self.seconds))
+
     def numbers(self) -> dict[str, Any]:
         """For a report."""
-        median, p95 = np.percentile(self.seconds, [50, 95]).tolist()
+        median, p95 = self.median, float(np.percentile(self.seconds, 95))
         return {
             "batch": self.batch,
             "median_ms": 1000 * median,
@@ -94,6 +100,15 @@ def compared_latency(
         n_passes += 1
     threads, where = torch.get_num_threads(), device_name(device)
     return {name: Latency(batch, tuple(found), threads, where) for name, found in spent.items()}
+
+
+def bearable_batch(
+    network: nn.Module, example: Tensor, batch: int, device: str | torch.device
+) -> int:
+    """`batch`, or as many images as a pass of a few seconds takes, by timing a pass of one."""
+    image = example.to(device)
+    _pass_seconds(network, image)
+    return max(1, min(batch, int(LONGEST / _pass_seconds(network, image))))
 
 
 def device_name(device: torch.device) -> str:

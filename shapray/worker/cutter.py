@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shapray.engine.score import Scorer
+from shapray.network.surgery import prune_model
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import criterion
 from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.files import publish
+from shapray.pruning.latency import bearable_batch, compared_latency
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves
 from shapray.pruning.repair.walk import images_that_fit
 from shapray.pruning.saved import weights_bytes
@@ -20,6 +22,8 @@ from shapray.worker.tasks import (
     EvaluateTask,
     Evaluation,
     GroupLosses,
+    Latencies,
+    LatencyTask,
     LossTask,
     Setup,
 )
@@ -64,6 +68,20 @@ class Cutter:
         repaired = "least_squares" in self.setup.job.prune.repair
         found = loss_curves(self.whole, group, task.orders, images, repaired, self._folded)
         return GroupLosses(task, found)
+
+    def latency(self, task: LatencyTask) -> Latencies:
+        example = self.scorer.example
+        networks = {"whole": self.whole} | {
+            name: prune_model(self.whole, example.to(self.device), removed)
+            for name, removed in task.removed.items()
+        }
+        timed = [
+            compared_latency(networks, example, batch, device=self.device)
+            for batch in dict.fromkeys(
+                bearable_batch(self.whole, example, batch, self.device) for batch in task.batches
+            )
+        ]
+        return Latencies(task, {name: tuple(of[name] for of in timed) for name in networks})
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         images_of = getattr(self.setup, task.images)

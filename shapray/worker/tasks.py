@@ -11,6 +11,7 @@ from shapray.inputs.images import ImageSet
 from shapray.network.group import Group
 from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import Tally
+from shapray.pruning.latency import Latency
 from shapray.storage.run_directory import RunDirectory
 
 
@@ -114,6 +115,27 @@ class LossTask:
 class GroupLosses:
     task: LossTask
     losses: Mapping[str, Sequence[float]]  # ranking -> loss at `repair.curves.counts`
+
+
+@dataclass(frozen=True)
+class LatencyTask:
+    """Time the whole network and cut ones in turns, on one worker."""
+
+    name: str
+    removed: Mapping[str, Mapping[str, Sequence[int]]]  # a name -> group -> units
+    batches: tuple[int, ...]
+    cost: float = 1.0
+
+    def __str__(self) -> str:
+        return f"latency of {self.name}"
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Of every network, the whole one among them as "whole", a timing per batch size."""
+
+    task: LatencyTask
+    found: Mapping[str, tuple[Latency, ...]]
 
 
 @dataclass(frozen=True)

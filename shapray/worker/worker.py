@@ -18,6 +18,8 @@ from shapray.worker.tasks import (
     GroupLosses,
     Inspection,
     InspectTask,
+    Latencies,
+    LatencyTask,
     LossTask,
     PrecisionTask,
     Receipt,
@@ -93,6 +95,10 @@ class Worker:
     def losses(self, task: LossTask) -> GroupLosses:
         """What cutting a group alone costs, on calibration images."""
         return self.cutter.losses(task)
+
+    def latency(self, task: LatencyTask) -> Latencies:
+        """How fast cut networks are on this worker, beside the whole one."""
+        return self.cutter.latency(task)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Hits and losses of a cut network on some images, and its size.

@@ -19,7 +19,7 @@ from shapray.pruning.repair.regression import Regression
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
 
-CURVE_IMAGES = 128  # that a loss is measured on
+CURVE_IMAGES = 256  # that a loss is measured on
 POINTS = 8  # of a curve: an eighth of the units, two eighths, ...
 
 
@@ -85,23 +85,30 @@ def _refitted_in_place(
     repaired: bool,
 ) -> dict[str, list[float]]:
     """All points from one pass of what lies before the consumers: the inputs of a flat group's
-    consumers stay what they are, so that a fit on some channels is part of the fit on all."""
-    walk = Walk(folded, images, IMAGES_AT_ONCE)
+    consumers stay what they are, so that a fit on some channels is part of the fit on all.
+
+    A fit is measured on the half of the images that it was not made with: on its own, it does the
+    better the fewer images there are for its weights, which says nothing of the cut.
+    """
+    walk = Walk(folded, images, min(IMAGES_AT_ONCE, -(-len(images) // 2)))
     walk.run_to(walk.source(sites[0].call))
     walk.run_to(sites[-1].call)
     reference = walk.output_with({})
     inputs = {site.call: walk.of(walk.source(site.call)) for site in sites}
-    regressions = {}
+    regressions: dict[str, list[Regression]] = {}
     for site in sites if repaired else ():
         layer = folded.get_submodule(site.layer)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        n_rows = walk.n_rows(site.call, layer.weight.shape[0])
+        n_rows = walk.n_rows(site.call, layer.weight.shape[0]) // 2
         share = min(1.0, MAX_ROWS / n_rows)
-        regressions[site.call] = Regression(
-            layer, bias_of(layer), may_have_bias(model, site), int(n_rows * share)
-        )
         pairs = list(zip(inputs[site.call], walk.of(site.call)))
-        regressions[site.call].add(lambda pairs=pairs: pairs, share)  # type: ignore[misc]
+        regressions[site.call] = []
+        for half in (pairs[1::2], pairs[::2]):  # for the batches of the other half
+            found = Regression(
+                layer, bias_of(layer), may_have_bias(model, site), int(n_rows * share)
+            )
+            found.add(lambda half=half: half, share)  # type: ignore[misc]
+            regressions[site.call].append(found)
 
     def outputs(units: Sequence[int]) -> Tensor:
         stay = read_channels([group], {group.name: units})
@@ -111,15 +118,18 @@ def _refitted_in_place(
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             channels = stay[site.layer]
             if repaired:
-                fit = regressions[site.call].solve(channels)
-                given = {"weight": fit.weight}
+                fits = [found.solve(channels) for found in regressions[site.call]]
+                given = [{"weight": fit.weight} for fit in fits]
                 if layer.bias is not None:
-                    given["bias"] = fit.bias
+                    for values, fit in zip(given, fits):
+                        values["bias"] = fit.bias
             else:
-                given = {"weight": layer.weight.clone()}
-                given["weight"][:, ~channels] = 0
+                silent = layer.weight.clone()
+                silent[:, ~channels] = 0
+                given = [{"weight": silent}] * 2
             changed[site.call] = [
-                torch.func.functional_call(layer, given, (x,)) for x in inputs[site.call]
+                torch.func.functional_call(layer, given[i % 2], (x,))
+                for i, x in enumerate(inputs[site.call])
             ]
         return walk.output_with(changed)
 
