@@ -158,7 +158,7 @@ def test_errors_of_the_other_functions(digits):
     for call, message in {
         lambda: shapray.plan(scores, ratio=1.5): "^ratio: expected a number from 0 .*1.5",
         lambda: shapray.plan(scores, rank_by="size"): r"^rank_by\.0: .*mean_abs",
-        lambda: shapray.plan(scores, curve=[0.5]): "^curve: no such argument; there are rank_by",
+        lambda: shapray.plan(scores, curve=[0.5]): "^curve: no such argument; there are macs",
         lambda: shapray.prune(
             model, {"fc2": [4]}, images[:1]
         ): "^cut: group 'fc2' cannot be cut: its units are the network's outputs",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import case
 from plain import groups_by_name, images, lively
-from slow_fit import fitted
+from slow_fit import fitted, read_and_put_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,17 +46,12 @@ def slowly(model: nn.Module, group: Group, units: list[int], x: Tensor) -> nn.Mo
     """Only the consumers refitted, to their own outputs, one hook and one plain fit each."""
     network = copy.deepcopy(model)
     for name, stay in read_channels([group], {group.name: units}).items():
-        layer, seen = model.get_submodule(name), []
-        handle = layer.register_forward_hook(
-            lambda _, args, out, seen=seen: seen.extend([*args, out])
-        )
-        with torch.inference_mode():
-            model(x.clone())
-        handle.remove()
+        layer = model.get_submodule(name)
+        read, outputs = read_and_put_out(model, layer, x)
         has_norm = name == "left"
         fixed = None if layer.bias is not None or has_norm else torch.zeros(len(layer.weight))
         weight, bias = fitted(
-            layer, *seen, None if fixed is None else fixed.double().numpy(), channels=stay
+            layer, read, outputs, None if fixed is None else fixed.double().numpy(), stay
         )
         new = network.get_submodule(name)
         new.weight.data = weight.float()
@@ -78,8 +73,12 @@ def test_a_point_is_the_group_cut_alone_and_its_consumers_fitted(name):
     for key, losses in found.items():
         assert losses[0] == 0
         for count, loss in zip(counts(group.n_units)[1:], losses[1:], strict=True):
-            slow = slowly(model, group, orders[key][:count], x)
-            assert loss == pytest.approx(kl(slow, model, x), rel=1e-3, abs=1e-9)
+            # each half of the images with what was fitted on the other
+            of_halves = [
+                kl(slowly(model, group, orders[key][:count], fit), model, measured)
+                for fit, measured in ((x[20:], x[:20]), (x[:20], x[20:]))
+            ]
+            assert loss == pytest.approx(sum(of_halves) / 2, rel=1e-3, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["stem", "left", "hidden"])
@@ -118,6 +117,16 @@ def test_a_network_that_cannot_be_traced_is_measured_without_repair():
     )
     assert repaired == bare
     assert max(bare) > 0
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 3])
+def test_very_few_images_are_enough_for_numbers(n_images):
+    model, x = lively(Forked()), images(n_images)
+    for name in ("stem", "hidden"):
+        group = groups_by_name(model)[name]
+        [losses] = loss_curves(model, group, {"": range(group.n_units)}, x, repaired=True).values()
+        assert losses[0] == 0
+        assert all(-1e-9 < loss < 1 for loss in losses)
 
 
 def test_points_are_eighths_and_never_all_units():

@@ -136,9 +136,12 @@ def test_a_single_image_says_nothing_of_the_spread():
 def test_what_is_not_finite_is_null_in_reports(loss):
     kept = Cut("shapley-0.5", "shapley", None, 0.5, {"a": [0]}, ())
     compared, prune = Compared(kept, kept, ()), Prune(ratio=0.5, repair=[])
+    timed = {"whole": [], "after": []}
     tallies = [of("xx.", [0.1, 0.2, 3.0], n_classes=7), of("x..", [0.1, loss, 3.0], n_classes=7)]
     found = [Measurement(cut, tally, 10, 20, 30) for cut, tally in zip(compared.all, tallies)]
-    metrics = json.loads(json.dumps(measurements_json(found, compared, prune), allow_nan=False))
+    metrics = json.loads(
+        json.dumps(measurements_json(found, compared, prune, timed), allow_nan=False)
+    )
     assert metrics["before"]["loss_low"] < 1.1 < metrics["before"]["loss_high"]
     assert metrics["before"]["per_class"] == [None, 2 / 3, *[None] * 5]
     after = metrics["after"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from plain import Plain, groups_by_name, images, lively
-from slow_fit import outputs_of, penalty, rows_of
+from slow_fit import outputs_of, penalty, read_and_put_out, rows_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,14 +18,9 @@ def growth(model: nn.Module, name: str, x: Tensor, gone: list[int]) -> float:
     is without some units."""
     total = 0.0
     for consumer in groups_by_name(model)[name].consumers:
-        layer, seen = model.get_submodule(consumer.module), []
-        handle = layer.register_forward_hook(
-            lambda _, args, out, seen=seen: seen.extend([*args, out])
-        )
-        with torch.inference_mode():
-            model(x.clone())
-        handle.remove()
-        [rows], [outputs] = rows_of(layer, seen[0]), outputs_of(layer, seen[1])
+        layer = model.get_submodule(consumer.module)
+        read, put_out = read_and_put_out(model, layer, x)
+        [rows], [outputs] = rows_of(layer, read), outputs_of(layer, put_out)
         weights = layer.weight.detach().double().flatten(1).numpy().T  # (features, out)
         strength = np.sqrt(penalty(rows))
         if layer.bias is not None:  # the best bias leaves what differs from the means

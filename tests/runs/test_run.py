@@ -65,7 +65,7 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
     before, after = metrics["before"], metrics["after"]
     assert after["parameters"] < before["parameters"]
     assert after["multiply_adds"] < before["multiply_adds"]
-    assert after["top1_low"] < after["top1"] < after["top1_high"]
+    assert after["top1_low"] < after["top1"] <= after["top1_high"]
     assert len(before["per_class"]) == len(after["per_class"]) == 10
     assert [found["seed"] for found in metrics["random"]] == [0, 1, 2]
     for found in metrics["random"]:  # cut to the same multiply-adds
