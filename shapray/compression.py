@@ -28,7 +28,7 @@ from shapray.network.group import Group
 from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
-from shapray.pruning.compressed import compressed
+from shapray.pruning.compressed import Compressed, compressed
 from shapray.pruning.criteria import criterion
 from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import count_macs
@@ -165,6 +165,20 @@ def repair(
     Raises:
         ValueError: an argument is wrong; names it.
     """
+    made = _repaired(model, cut, images, labels, seed, settings)
+    for note in made.notes:
+        warnings.warn(note, stacklevel=2)
+    return made.network
+
+
+def _repaired(
+    model: nn.Module,
+    cut: Mapping[str, Sequence[int]],
+    images: Tensor,
+    labels: Tensor | Sequence[int] | None,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> Compressed:
     _known(settings, REPAIRING)
     asked = section_of(Prune, settings)
     network, pixels = network_of(model), pixels_of(images)
@@ -172,7 +186,7 @@ def repair(
     whole = scorable(network)
     groups = _check_cut(whole, cut, pixels[:1])
     targets = labels_of(labels, len(pixels))
-    made = about(
+    return about(
         "repair",
         lambda: compressed(
             whole.to(device),
@@ -185,9 +199,6 @@ def repair(
             seed,
         ),
     )
-    for note in made.notes:
-        warnings.warn(note, stacklevel=2)
-    return made.network
 
 
 def compress(
@@ -228,10 +239,13 @@ def compress(
     scores = score(model, images, labels, progress=progress, **scoring)
     console.print(repr(scores))
     cut = plan(scores, model=model, images=images, labels=labels, **choosing)
-    small = repair(model, cut, images, labels, seed=scoring.get("seed", 0), **repairing)
+    made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing)
+    small = made.network
     example = images[:1].to(like(small))
     n_removed, n_units = sum(map(len, cut.values())), scores.scores.num_rows
-    console.print(f"{n_removed} of {n_units} units removed, {_repaired(repairing)}")
+    console.print(f"{n_removed} of {n_units} units removed, {_in_words(repairing)}")
+    for line in (*made.done, *made.notes):
+        console.print(line)
     whole = copy.deepcopy(network_of(model)).eval().float()
     for title, before, after in zip(
         ("parameters", "multiply-adds"), count_macs(whole, example), count_macs(small, example)
@@ -240,7 +254,7 @@ def compress(
     return small
 
 
-def _repaired(repairing: Mapping[str, Any]) -> str:
+def _in_words(repairing: Mapping[str, Any]) -> str:
     names = section_of(Prune, repairing).repair
     return f"repaired by {', '.join(names)}" if names else "not repaired"
 

@@ -26,11 +26,13 @@ class Compressed:
     Attributes:
         network: in eval mode.
         dropped: what was set so that it can be trained.
-        notes: what is to be said of it, a line each.
+        done: what the repairs did, where that is not plain, a line each.
+        notes: what they could not do, and what was dropped, a line each.
     """
 
     network: nn.Module
     dropped: Settings
+    done: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -61,8 +63,8 @@ def compressed(
         ValueError: too few images to distill with, or a network that cannot be trained.
     """
     if not any(removed.values()):
-        return Compressed(copy.deepcopy(whole), NOTHING, ())
-    start, notes = whole, []
+        return Compressed(copy.deepcopy(whole), NOTHING, (), ())
+    start, done, notes = whole, list[str](), list[str]()
     if "batchnorm" in repair:
         start = silenced(whole, groups, removed)
         batchnorm(start, images)
@@ -91,8 +93,8 @@ def compressed(
             device=images.device,
             progress=progress,
         )
-        notes.append(
+        done.append(
             f"distilled: step {learned.best_step} of {learned.steps} is the best, loss "
             f"{learned.loss_before:.4g} -> {learned.loss_after:.4g} on the images held back"
         )
-    return Compressed(network, unreached.settings, tuple(notes))
+    return Compressed(network, unreached.settings, tuple(done), tuple(notes))

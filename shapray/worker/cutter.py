@@ -106,7 +106,7 @@ class Cutter:
             made = compressed(
                 self.whole, setup.groups, cut.removed, cut.repair, images, labels, prune, seed
             )
-            notes = made.notes
+            notes = tuple(f"{cut.name}: {line}" for line in made.done) + made.notes
             if task.publish is not None:
                 notes += publish(
                     setup.store,
