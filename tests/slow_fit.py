@@ -36,6 +36,17 @@ def outputs_of(layer: nn.Conv2d | nn.Linear, outputs: Tensor) -> np.ndarray:
     return flat.movedim(1, 0).double().numpy()
 
 
+def read_and_put_out(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer reads in a network, and what it makes of it."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, args, output: seen.extend([*args, output]))
+    with torch.inference_mode():
+        model(images.clone())
+    handle.remove()
+    read, output = seen
+    return read, output
+
+
 def penalty(rows: np.ndarray) -> float:
     return RIDGE * float((rows**2).sum(0).mean())
 

@@ -79,7 +79,7 @@ def test_from_scores_to_a_smaller_network(digits, capsys):
     assert cut.keys() == {"conv3", "fc1"}
     n_units = scores.scores.num_rows
     assert sum(map(len, cut.values())) == int(0.3 * n_units)
-    worst = scores.to_pandas().sort_values("mean").head(int(0.3 * n_units))
+    worst = scores.to_pandas().sort_values("mean_abs").head(int(0.3 * n_units))
     assert {group: sorted(part["unit"]) for group, part in worst.groupby("group")} == {
         group: units for group, units in cut.items() if units
     }
@@ -157,8 +157,8 @@ def test_errors_of_the_other_functions(digits):
     scores = shapray.score(model, images, labels, groups="conv3", **SETTINGS)
     for call, message in {
         lambda: shapray.plan(scores, ratio=1.5): "^ratio: expected a number from 0 .*1.5",
-        lambda: shapray.plan(scores, rank_by="size"): "^rank_by: .*mean_abs",
-        lambda: shapray.plan(scores, curve=[0.5]): "^curve: no such argument; there are rank_by",
+        lambda: shapray.plan(scores, rank_by="size"): r"^rank_by\.0: .*mean_abs",
+        lambda: shapray.plan(scores, curve=[0.5]): "^curve: no such argument; there are macs",
         lambda: shapray.prune(
             model, {"fc2": [4]}, images[:1]
         ): "^cut: group 'fc2' cannot be cut: its units are the network's outputs",

@@ -210,9 +210,22 @@ def test_an_empty_section_is_an_empty_section(load, section):
     expected = load()
     assert load(more=f"{section}:\n") == expected
     assert load(f"{section}=") == expected
-    [key] = list(type(getattr(expected, section)).model_fields)[:1]
-    value = getattr(getattr(expected, section), key)
+    given = getattr(expected, section).model_dump()
+    key, value = next((key, value) for key, value in given.items() if value is not None)
     assert load(f"{section}.{key}={value}", more=f"{section}:\n") == expected
+
+
+def test_one_target_says_how_small_the_network_gets(load):
+    assert load().prune.target == load(more="prune:\n").prune.target == ("ratio", 0.3)
+    assert load("prune.macs=0.4").prune.target == ("macs", 0.4)
+    in_file = "prune: {ratio: 0.2, scope: group, rank_by: taylor, criteria: [random, taylor]}\n"
+    prune = load(more=in_file).prune
+    assert (prune.target, prune.allocation, prune.compared) == (
+        ("ratio", 0.2),
+        "uniform",
+        ("random",),
+    )
+    assert load("prune.parameters=0.6", more=in_file).prune.target == ("parameters", 0.6)
 
 
 def test_empty_sections_inside_others(load):
@@ -231,9 +244,24 @@ def test_empty_sections_inside_others(load):
         ("prune=0.5", r"prune: expected a section \(found 0\.5\)"),
         ("name.first=x", "'name' is a value, not a section"),
         ("prune", "not an override; write section.key=value"),
-        ("prune.criterion=shapley", "prune.criterion: unknown key; known here: rank_by, ratio"),
+        ("prune.criterion=shapley", "prune.criterion: unknown key; known here: macs, parameters"),
         ("scores.seed=1", "scores: unknown key; known here: name, model, data, score"),
         ("score.value=loss", "score.value: expected one of neg_cross_entropy, .*found 'loss'"),
+        ("prune.rank_by=size", r"rank_by\.0: expected mean, mean_abs, .*l1_norm, .*found 'size'"),
+        ("prune.rank_by=[]", r"rank_by is \[\]; name one criterion or several"),
+        ("prune.rank_by=[random, mean]", "rank_by is .*; name one criterion or several"),
+        ("prune.criteria=[taylor, taylor]", "criteria has an entry twice"),
+        (
+            "prune.repair=[finetune]",
+            r"repair\.0: expected one of batchnorm, least_squares, distill",
+        ),
+        (
+            "prune.repair=[distill, least_squares]",
+            r"repair is .*; they are done in the order \['least_squares', 'distill'\]",
+        ),
+        ("prune={macs: 0.5, ratio: 0.3}", "macs: 0.5 and ratio: 0.3; one of them says how small"),
+        ("prune={scope: layer}", "scope is called allocation now: measured, global or uniform"),
+        ("prune.macs=0", r"macs: expected a number between 0 and 1"),
         ("score.groups=layer*", r"score.groups: expected a list \(found 'layer\*'\)"),
         ("data.calibration.source=hdf5", "source: .*'parquet', 'imagefolder'"),
         ("data.calibration.path=", "source 'parquet' needs the key 'path'"),

@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from shapray.bounds import Count, Positive, Seed, Share, SomeShare, Text, such, whole
+from shapray.bounds import (
+    Count,
+    Positive,
+    Seed,
+    Share,
+    SomeShare,
+    Text,
+    empty_if_none,
+    such,
+    whole,
+)
 from shapray.config.section import Section
 
 TARGETS = ("macs", "parameters", "latency", "ratio", "max_loss_increase", "min_accuracy")
@@ -85,6 +95,7 @@ class Prune(Section):
     @model_validator(mode="before")
     @classmethod
     def _has_one_target(cls, found: Any) -> Any:
+        found = empty_if_none(found)  # this runs before what all sections have in common
         if not isinstance(found, dict):
             return found
         if "scope" in found:  # the name until 0.2

@@ -13,6 +13,7 @@ from shapray.cluster.needs import workers_here
 from shapray.config import load_job
 from shapray.driver.forecast import fitting, make_forecast, makespan
 from shapray.driver.preview import parse_time
+from shapray.driver.tasks import evaluated_slices
 from shapray.errors import JobError
 from shapray.run import main
 from shapray.storage.run_directory import RunDirectory
@@ -57,7 +58,11 @@ def test_the_run_does_what_the_plan_counted(tmp_path, memory, forecast):
     record = memory.read_json("run.json")["stages"]
     assert record["score"]["tasks"] == forecast.n_tasks
     assert record["score"]["evaluations"] == sum(group.n_evaluations for group in prediction.groups)
-    assert record["evaluate"]["tasks"] == len(forecast.evaluate_tasks)
+    n_images = len(forecast.planned.setup.evaluation)
+    assert record["evaluate"]["networks"] == len(forecast.repaired)
+    assert record["evaluate"]["tasks"] == sum(
+        len(evaluated_slices(n_images, repaired)) for repaired in forecast.repaired
+    )
     assert any(0 < group.exact < 1 for group in prediction.groups), "both estimators are at work"
 
 

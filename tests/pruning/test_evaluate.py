@@ -9,8 +9,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
+from shapray.config import Prune
 from shapray.pruning.curve import Measurement, curve_table, measurements_json
-from shapray.pruning.cuts import Cut
+from shapray.pruning.cuts import Compared, Cut
 from shapray.pruning.evaluate import Tally, count_macs, joined, paired_difference, tally
 from shapray.zoo import resnet20
 
@@ -133,16 +134,20 @@ def test_a_single_image_says_nothing_of_the_spread():
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_what_is_not_finite_is_null_in_reports(loss):
-    cuts = [Cut("full", None, 0.0, None, {}), Cut("shapley-0.5", "shapley", 0.5, None, {"a": [0]})]
+    kept = Cut("shapley-0.5", "shapley", None, 0.5, {"a": [0]}, ())
+    compared, prune = Compared(kept, kept, ()), Prune(ratio=0.5, repair=[])
+    timed = {"whole": [], "after": []}
     tallies = [of("xx.", [0.1, 0.2, 3.0], n_classes=7), of("x..", [0.1, loss, 3.0], n_classes=7)]
-    found = [Measurement(cut, tally, 10, 20) for cut, tally in zip(cuts, tallies)]
-    metrics = json.loads(json.dumps(measurements_json(found, 0.5), allow_nan=False))
+    found = [Measurement(cut, tally, 10, 20, 30) for cut, tally in zip(compared.all, tallies)]
+    metrics = json.loads(
+        json.dumps(measurements_json(found, compared, prune, timed), allow_nan=False)
+    )
     assert metrics["before"]["loss_low"] < 1.1 < metrics["before"]["loss_high"]
     assert metrics["before"]["per_class"] == [None, 2 / 3, *[None] * 5]
     after = metrics["after"]
     assert (after["loss"], after["loss_low"], after["loss_high"]) == (None, None, None)
     assert after["top1_low"] < after["top1"] == 1 / 3 < after["top1_high"]
-    [row] = curve_table(found, n_units=2).to_pylist()
+    [_, row] = curve_table(found, n_units=2, key="ratio").to_pylist()
     assert {key: after[key] for key in row.keys() & after.keys()} == {
         key: row[key] for key in row.keys() & after.keys()
     }

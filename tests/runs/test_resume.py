@@ -39,7 +39,12 @@ def test_another_pruning_needs_no_new_scores(tmp_path):
     assert shards(tmp_path / "out") == before
     plan = json.loads((tmp_path / "out/prune/plan.json").read_text())["groups"]
     assert len(plan["conv1"]["removed"]) == 16
-    assert len(pq.read_table(tmp_path / "out/prune/curve.parquet")) == 1
+    curve = pq.read_table(tmp_path / "out/prune/curve.parquet").to_pylist()
+    assert [(row["criterion"], row["repair"]) for row in curve] == [
+        ("whole", "none"),
+        ("shapley", "none"),
+        ("shapley", "least_squares"),
+    ]
 
 
 def test_torn_foreign_and_changed_shards_are_computed_again(finished, copied, tmp_path, capsys):

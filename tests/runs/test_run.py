@@ -9,9 +9,12 @@ import safetensors.torch
 import torch
 from tiny import TABLES, results, write_job
 
+from shapray.pruning.repair.curves import counts
 from shapray.pruning.saved import load_pruned
 from shapray.run import main
 from shapray.storage.run_directory import RunDirectory
+
+REPAIRED = ("least_squares", 0.3, None)  # the job's own cut: repair, size, seed
 
 # ---- what a run leaves -----------------------------------------------------------------------
 
@@ -62,10 +65,14 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
     before, after = metrics["before"], metrics["after"]
     assert after["parameters"] < before["parameters"]
     assert after["multiply_adds"] < before["multiply_adds"]
-    assert after["top1_low"] < after["top1"] < after["top1_high"]
+    assert after["top1_low"] < after["top1"] <= after["top1_high"]
     assert len(before["per_class"]) == len(after["per_class"]) == 10
     assert [found["seed"] for found in metrics["random"]] == [0, 1, 2]
-    assert {found["n_removed"] for found in metrics["random"]} == {n_removed}
+    for found in metrics["random"]:  # cut to the same multiply-adds
+        assert found["multiply_adds"] <= after["multiply_adds"]
+    assert metrics["criteria"] == []
+    assert metrics["cut"]["multiply_adds"] == after["multiply_adds"]
+    assert metrics["cut"]["loss"] > after["loss"] > before["loss"]
     saved = safetensors.torch.load_file(finished / "prune/model.safetensors")
     network = load_pruned(str(finished))
     assert sum(p.numel() for p in network.parameters()) == after["parameters"]
@@ -76,13 +83,26 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
     assert written["dropped"] == {}
 
     curve = pq.read_table(finished / "prune/curve.parquet").to_pylist()
-    assert [(row["criterion"], row["ratio"], row["seed"]) for row in curve] == [
-        (criterion, ratio, seed)
-        for ratio in (0.3, 0.5)
+    found = {(row["criterion"], row["repair"], row["size"], row["seed"]) for row in curve}
+    assert len(curve) == len(found)
+    assert found == {("whole", "none", None, None), ("shapley", "none", 0.3, None)} | {
+        (criterion, "least_squares", size, seed)
+        for size in (0.3, 0.5)
         for criterion, seed in [("shapley", None), ("random", 0), ("random", 1), ("random", 2)]
-    ]
+    }
+    assert [row["multiply_adds"] for row in curve] == sorted(
+        (row["multiply_adds"] for row in curve), reverse=True
+    )
+    [own] = [row for row in curve if (row["repair"], row["size"], row["seed"]) == REPAIRED]
+    assert own["ratio"] == 0.3
+    assert own["removed_fraction"] == n_removed / n_units
     measured = ("top1", "top1_low", "top1_high", "top5", "loss", "loss_low", "loss_high")
-    assert [curve[0][name] for name in measured] == [after[name] for name in measured]
+    assert [own[name] for name in measured] == [after[name] for name in measured]
+    losses = pq.read_table(finished / "prune/group_losses.parquet").to_pandas()
+    for (_, group), rows in losses.query("criterion == 'shapley'").groupby(["criterion", "group"]):
+        assert rows["n_removed"].tolist() == counts(plan[group]["n_units"])
+        assert rows["loss"].iloc[0] == 0
+        assert (rows["loss"] >= 0).all()
 
 
 def test_run_json_tells_what_was_run(finished):

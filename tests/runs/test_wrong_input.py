@@ -49,6 +49,19 @@ def test_an_unknown_key_is_named_by_the_command(tmp_path):
         (["data.evaluation.label_column=null"], ["data.evaluation", "labels"]),
         (["score.groups=[layer*]"], ["score.groups", "layer*", "conv1", "fc1"]),
         (["score.groups=[fc2]"], ["score.groups", "fc2: its units are the network's outputs"]),
+        (["prune.rank_by=magic"], ["prune.rank_by.0: expected mean", "taylor", "magic"]),
+        (["prune.criteria=[random, magic]"], ["prune.criteria.1: expected mean", "magic"]),
+        (["prune.repair=[magic]"], ["prune.repair.0: expected one of", "least_squares", "magic"]),
+        (["prune.repair=[distill, batchnorm]"], ["done in the order ['batchnorm', 'distill']"]),
+        (["prune={macs: 0.5, ratio: 0.5}"], ["macs: 0.5 and ratio: 0.5; one of them"]),
+        (
+            ["prune.macs=0.1", "prune.round_to=16", "prune.curve=[]"],
+            ["prune.macs: 0.1 cannot be met", "round_to 16", "the nearest is 0."],
+        ),
+        (
+            ["prune.ratio=0.5", "prune.protect=[conv*]"],
+            ["prune.ratio: 0.5 cannot be met", "['conv*']", "43.75% of the units can go"],
+        ),
         (["output=nosuch://bucket/run"], ["output", "nosuch://bucket/run"]),
     ],
 )

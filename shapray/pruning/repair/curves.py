@@ -99,11 +99,12 @@ def _refitted_in_place(
     for site in sites if repaired else ():
         layer = folded.get_submodule(site.layer)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        n_rows = walk.n_rows(site.call, layer.weight.shape[0]) // 2
+        n_rows = max(1, walk.n_rows(site.call, layer.weight.shape[0]) // 2)
         share = min(1.0, MAX_ROWS / n_rows)
         pairs = list(zip(inputs[site.call], walk.of(site.call)))
         regressions[site.call] = []
-        for half in (pairs[1::2], pairs[::2]):  # for the batches of the other half
+        # for the batches of the other half; a lone image has none
+        for half in (pairs[1::2] or pairs, pairs[::2]):
             found = Regression(
                 layer, bias_of(layer), may_have_bias(model, site), int(n_rows * share)
             )
