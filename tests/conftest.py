@@ -1,13 +1,25 @@
 """What holds for every test, and the Ray that tests share."""
 
+import functools
+
 import pytest
 import ray
 import torch
 from tiny import start_ray
 
+from shapray.pruning.latency import compared_latency
 from shapray.storage.run_directory import RunDirectory
+from shapray.worker import cutter
 
 torch.set_num_threads(1)  # the networks are tiny: threads only get into each other's way
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _latencies_of_few_passes():
+    """A run in this process does not spend seconds on timing its networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutter, "compared_latency", functools.partial(compared_latency, seconds=0.0))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
