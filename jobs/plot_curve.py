@@ -49,6 +49,8 @@ def draw(rows: Iterable[Row], picture: str) -> None:
         axes.grid(alpha=0.3)
     left.yaxis.set_major_formatter(PercentFormatter(1))
     right.set_yscale("log")
+    least = min(row["loss"] for row in rows if row["loss"])
+    right.set_ylim(bottom=least / 2)  # an interval may reach below 0
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(picture, dpi=120)
 
@@ -60,8 +62,8 @@ def _draw_line(
     sizes: dict[float, list[Row]] = defaultdict(list)
     for row in rows:
         if row[key] is not None:
-            sizes[row["ratio"]].append(row)
-    points = np.array([_point(found, key) for _, found in sorted(sizes.items())]).reshape(-1, 4)
+            sizes[row["size"]].append(row)
+    points = np.array(sorted(_point(found, key) for found in sizes.values())).reshape(-1, 4)
     x, y, low, high = points.T
     n_seeds = len({row["seed"] for row in rows})
     name, repair = rows[0]["criterion"], rows[0]["repair"]

@@ -62,7 +62,7 @@ def show_cuts(console: Console, metrics: dict[str, Any]) -> None:
     if metrics["repair"]:
         rows["repaired"] = [metrics["after"]]
     if metrics["random"]:
-        rows[f"random, mean of {len(metrics['random'])}"] = metrics["random"]
+        rows[f"random ({len(metrics['random'])})"] = metrics["random"]
     rows |= {found["criterion"]: [found] for found in metrics["criteria"]}
     table = Table(box=box.SIMPLE)
     table.add_column("", style="bold")

@@ -13,7 +13,8 @@ Size = Callable[[Mapping[str, int]], float]
 
 BINS = 4000  # that a budget is divided into
 MAX_OPTIONS = 64  # of a group that are looked at
-NEAR = 0.995  # of a target: no exchanges are looked for
+NEAR = 0.99  # of a target
+WORTH = 1.25  # of the least loss: what coming near to a target may cost
 ROUNDS = 4  # of making sizes linear around what was found
 
 
@@ -124,7 +125,6 @@ def least_loss(
         picked = _knapsack(list(loss_at.values()), list(sizes.values()), target - fixed)
         found = {group: few[group][place] for group, place in zip(few, picked)}
         filled = _filled(found, losses, choices, size, target)
-        filled = _exchanged(filled, losses, choices, size, target)
         loss = sum(losses[group](n) for group, n in filled.items())
         if loss < best_loss:
             best, best_loss = filled, loss
@@ -132,7 +132,7 @@ def least_loss(
             break
         current = found
     assert best is not None
-    return best
+    return _exchanged(best, losses, choices, size, target)
 
 
 def _exchanged(
@@ -142,19 +142,20 @@ def _exchanged(
     size: Size,
     target: float,
 ) -> Counts:
-    """Nearer to the target where a step up is too large alone: one group steps up, another down,
-    where that costs nothing."""
+    """Nearer to the target where a step up is too large alone: one group steps up, another down.
+    Where the target is not near, that may cost a little."""
 
     def loss(counts: Counts) -> float:
         return sum(losses[group](n) for group, n in counts.items())
 
-    found = dict(counts)
-    while size(found) < NEAR * target:
+    found, dearest = dict(counts), WORTH * loss(counts)
+    while (now := size(found)) < target:
         better = [
             after
             for _, larger in _steps(found, losses, choices, size, -1)
             for _, after in _steps(larger, losses, choices, size, +1)
-            if size(found) < size(after) <= target and loss(after) <= loss(found)
+            if now < size(after) <= target
+            and loss(after) <= (dearest if now < NEAR * target else loss(found))
         ]
         if not better:
             break

@@ -12,7 +12,7 @@ from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import Settings, drop_unreached
 from shapray.pruning.repair.batchnorm import batchnorm
-from shapray.pruning.repair.distill import distill
+from shapray.pruning.repair.distill import distill, parted
 from shapray.pruning.repair.least_squares import least_squares
 from shapray.text import some
 
@@ -65,11 +65,14 @@ def compressed(
     if not any(removed.values()):
         return Compressed(copy.deepcopy(whole), NOTHING, (), ())
     start, done, notes = whole, list[str](), list[str]()
+    seen = images
+    if "distill" in repair:
+        seen = images[parted(len(images), seed)[1].to(images.device)]
     if "batchnorm" in repair:
         start = silenced(whole, groups, removed)
-        batchnorm(start, images)
+        batchnorm(start, seen)
     if "least_squares" in repair:
-        refitted = least_squares(whole, start, groups, removed, images, seed)
+        refitted = least_squares(whole, start, groups, removed, seen, seed)
         start = refitted.network
         reasons: dict[str, list[str]] = {}
         for layer, reason in refitted.left_out.items():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shapray.pruning.allocate import (
+    WORTH,
     UnreachableError,
     by_score,
     evenly,
@@ -53,7 +54,9 @@ def test_sizes_that_add_up_give_the_least_loss_there_is():
         losses, choices, size, target = problem(seed, product=False)
         found = least_loss(losses, choices, size, target)
         assert size(found) <= target
-        assert total(losses, found) == pytest.approx(brute_force(losses, choices, size, target))
+        least = brute_force(losses, choices, size, target)
+        # more only to come nearer to the target
+        assert total(losses, found) <= WORTH * least + 1e-9
 
 
 def test_sizes_that_are_products_give_nearly_the_least_loss():
@@ -63,8 +66,8 @@ def test_sizes_that_are_products_give_nearly_the_least_loss():
         found = least_loss(losses, choices, size, target)
         assert size(found) <= target
         ratios.append(total(losses, found) / brute_force(losses, choices, size, target))
-    assert np.mean(np.array(ratios) < 1 + 1e-9) > 0.9
-    assert max(ratios) < 1.5
+    assert np.mean(np.array(ratios) < WORTH + 1e-9) > 0.9
+    assert max(ratios) < 1.5 * WORTH
 
 
 def large(seed: int = 0):

@@ -98,10 +98,8 @@ def distill(
         )
     began = time.monotonic()
     random = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(images), generator=random)
-    n_held_back = len(images) // HELD_BACK
-    exam = _Exam(whole, images[order[:n_held_back]].to(device).split(batch))
-    taught = order[n_held_back:]
+    held_back, taught = parted(len(images), seed)
+    exam = _Exam(whole, images[held_back].to(device).split(batch))
     targets = None if labels is None else F.one_hot(labels, exam.right.shape[1]).float().to(device)
     if blocks is None:
         blocks = find_blocks(whole, cut, images[:1].to(device))
@@ -126,14 +124,25 @@ def distill(
             _approach(average, cut, max(1 - MEMORY, 1 / step))
             if step * CHECKS // steps == (step - 1) * CHECKS // steps:
                 continue
-            held_back = exam.loss(average)
-            if held_back < best_loss:
-                best_step, best_loss = step, held_back
+            found = exam.loss(average)
+            if found < best_loss:
+                best_step, best_loss = step, found
                 best.load_state_dict(average.state_dict())
             if progress:
-                progress(step, steps, held_back)
+                progress(step, steps, found)
     cut.load_state_dict(best.state_dict())
     return Distilled(steps, best_step, loss_before, best_loss, time.monotonic() - began)
+
+
+def parted(n_images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The images that are held back, and those that are taught: their numbers, (n,) int64.
+
+    A repair before the distillation may see the latter only: of images that it has been fitted to,
+    the network it made seems better than any that comes of training.
+    """
+    order = torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
+    n_held_back = n_images // HELD_BACK
+    return order[:n_held_back], order[n_held_back:]
 
 
 def _loss(
