@@ -27,6 +27,7 @@ from shapray.pruning.cuts import (
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
+from shapray.pruning.repair.distill import HELD_BACK
 from shapray.storage.schemas import CURVE, LOSSES
 from shapray.worker.tasks import (
     CriterionTask,
@@ -232,12 +233,7 @@ class Cutting:
             JobError: not even the whole network keeps it, or there are too few images.
         """
         key, value = self.prune.target
-        n_held_back = len(self.planned.setup.calibration) // 5
-        if n_held_back < 1 or self.planned.setup.calibration.labels is None:
-            raise JobError(
-                f"prune.{key}: it is measured on a fifth of the calibration images, with labels; "
-                f"there are {len(self.planned.setup.calibration)} images"
-            )
+        n_held_back = len(self.planned.setup.calibration) // HELD_BACK
         [whole] = self._held_back([WHOLE])
         least = self.chooser.least_share()
         low, high = least, 1.0  # high is kept, low is not known
@@ -276,7 +272,7 @@ class Cutting:
 
     def _held_back(self, cuts: Sequence[Cut]) -> list[Evaluation]:
         n = len(self.planned.setup.calibration)
-        first = n - n // 5
+        first = n - n // HELD_BACK
         return self._evaluated(
             [EvaluateTask(cut, first, n, float(n), images="calibration") for cut in cuts]
         )

@@ -14,8 +14,8 @@ from shapray.driver.inputs import CHECK_IMAGES, Inputs
 from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
-from shapray.pruning.cuts import Chooser
-from shapray.pruning.repair.distill import FEWEST_IMAGES
+from shapray.pruning.cuts import SEARCHED, Chooser
+from shapray.pruning.repair.distill import FEWEST_IMAGES, HELD_BACK
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
 from shapray.storage.schemas import GROUPS
@@ -71,6 +71,14 @@ def plan(inputs: Inputs) -> Plan:
         raise JobError(
             f"prune.repair: distill needs {FEWEST_IMAGES} calibration images, and there are "
             f"{len(calibration)}"
+        )
+    key, value = job.prune.target
+    if key in SEARCHED and (len(calibration) < HELD_BACK or calibration.labels is None):
+        raise JobError(
+            f"prune.{key}: {value} is measured on a fifth of the calibration images, by their "
+            f"labels; there are {len(calibration)} images"
+            + ", without labels"
+            * (calibration.labels is None)
         )
     try:
         chooser.check()
