@@ -39,7 +39,10 @@ def loss_curves(
     """The loss with the first so many units of an order removed, all other groups whole.
 
     The loss is the KL divergence of the outputs from the whole network's, in nats, mean over the
-    images; so it needs no labels. Repaired are the group's consumers, by least squares.
+    images; so it needs no labels. Repaired are the group's consumers, of a deep group all that lies
+    behind them, by least squares. A fit is measured on the half of the images that it was not made
+    with: on its own, it does the better the fewer images there are for its weights, which says
+    nothing of the cut.
 
     Args:
         model: in eval mode.
@@ -59,15 +62,22 @@ def loss_curves(
             with torch.inference_mode():
                 return _refitted_in_place(model, folded, group, sites, orders, images, repaired)
     with torch.inference_mode():
-        reference = _outputs(model, images)
+        halves = images[::2], images[1::2]
+        reference = torch.cat([_outputs(model, half) for half in halves])
 
         def loss(units: Sequence[int]) -> float:
             removed = {group.name: units}
-            if repaired:
-                network = least_squares(model, model, [group], removed, images).network
+            if not units:
+                return 0.0
+            if repaired and len(images) > 1:
+                networks = [
+                    least_squares(model, model, [group], removed, half).network
+                    for half in halves[::-1]
+                ]
             else:
-                network = silenced(model, [group], removed)
-            return _kl(_outputs(network, images), reference)
+                networks = [silenced(model, [group], removed)] * 2
+            found = [_outputs(network, half) for network, half in zip(networks, halves)]
+            return _kl(torch.cat(found), reference)
 
         return {
             name: [loss(order[:count]) for count in counts(group.n_units)]
@@ -85,11 +95,7 @@ def _refitted_in_place(
     repaired: bool,
 ) -> dict[str, list[float]]:
     """All points from one pass of what lies before the consumers: the inputs of a flat group's
-    consumers stay what they are, so that a fit on some channels is part of the fit on all.
-
-    A fit is measured on the half of the images that it was not made with: on its own, it does the
-    better the fewer images there are for its weights, which says nothing of the cut.
-    """
+    consumers stay what they are, so that a fit on some channels is part of the fit on all."""
     walk = Walk(folded, images, min(IMAGES_AT_ONCE, -(-len(images) // 2)))
     walk.run_to(walk.source(sites[0].call))
     walk.run_to(sites[-1].call)
