@@ -14,7 +14,7 @@ Size = Callable[[Mapping[str, int]], float]
 BINS = 4000  # that a budget is divided into
 MAX_OPTIONS = 64  # of a group that are looked at
 NEAR = 0.99  # of a target
-WORTH = 1.25  # of the least loss: what coming near to a target may cost
+WORTH, LITTLE = 1.25, 0.01  # of the least loss, and in nats: what coming near may cost
 ROUNDS = 4  # of making sizes linear around what was found
 
 
@@ -148,7 +148,7 @@ def _exchanged(
     def loss(counts: Counts) -> float:
         return sum(losses[group](n) for group, n in counts.items())
 
-    found, dearest = dict(counts), WORTH * loss(counts)
+    found, dearest = dict(counts), WORTH * loss(counts) + LITTLE
     while (now := size(found)) < target:
         better = [
             after

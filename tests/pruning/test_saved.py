@@ -2,7 +2,6 @@
 
 from importlib import import_module
 
-import numpy as np
 import pytest
 import torch
 from faulty_s3 import BUCKET, faulty_s3
@@ -12,6 +11,7 @@ from torch import nn
 
 from shapray import load_pruned
 from shapray.errors import JobError
+from shapray.network.find import find_groups
 from shapray.network.index_maps import kept_channels
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
@@ -65,11 +65,12 @@ def test_the_original_weights_and_the_rest_of_the_job_are_not_needed(tmp_path, p
 
 def test_the_plan_has_the_old_channels_of_every_layer_that_changed(tmp_path, pruned):
     model = digits()
-    scores = {name: np.zeros(n) for name, n in SIZES.items()}
-    cut = Cut("shapley-0.3", "shapley", 0.3, None, {n: sorted(u) for n, u in REMOVED.items()})
+    groups = [group for group in find_groups(model, EXAMPLE) if group.name in SIZES]
+    removed = {name: sorted(units) for name, units in REMOVED.items()}
+    cut = Cut("shapley-0.3", "shapley", None, 0.3, removed, ())
     kept = kept_channels(model, EXAMPLE, REMOVED)
     store = write_run(str(tmp_path), pruned)
-    store.publish_json("prune/plan.json", plan_json(cut, scores, kept, {}))
+    store.publish_json("prune/plan.json", plan_json(cut, groups, kept, {}))
     modules = store.read_json("prune/plan.json")["modules"]
     assert set(modules) == {"conv1", "bn1", "conv2", "conv3", "bn3", "fc1", "fc2"}
     left = [unit for unit in range(32) if unit not in REMOVED["conv1"]]
