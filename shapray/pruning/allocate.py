@@ -3,8 +3,9 @@
 Numbers in, numbers out: knows no network. A size is a function of how many units each group loses.
 """
 
+import bisect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -142,8 +143,8 @@ def _exchanged(
     size: Size,
     target: float,
 ) -> Counts:
-    """Nearer to the target where a step up is too large alone: one group steps up, another down.
-    Where the target is not near, that may cost a little."""
+    """Nearer to the target where a step up is too large alone: one group steps up, another goes
+    down as far as it must. Where the target is not near, that may cost a little."""
 
     def loss(counts: Counts) -> float:
         return sum(losses[group](n) for group, n in counts.items())
@@ -153,7 +154,7 @@ def _exchanged(
         better = [
             after
             for _, larger in _steps(found, losses, choices, size, -1)
-            for _, after in _steps(larger, losses, choices, size, +1)
+            for after in _downs(larger, choices, size, target)
             if now < size(after) <= target
             and loss(after) <= (dearest if now < NEAR * target else loss(found))
         ]
@@ -161,6 +162,18 @@ def _exchanged(
             break
         found = min(better, key=loss)
     return found
+
+
+def _downs(
+    counts: Counts, choices: Mapping[str, Sequence[int]], size: Size, target: float
+) -> Iterator[Counts]:
+    """For every group that can, the counts with the fewest more of its units gone that are small
+    enough."""
+    for group, n in counts.items():
+        smaller = [counts | {group: more} for more in choices[group] if more > n]
+        place = bisect.bisect_left(smaller, -target, key=lambda after: -size(after))
+        if place < len(smaller):
+            yield smaller[place]
 
 
 def _thinned(counts: Sequence[int]) -> list[int]:
