@@ -22,7 +22,7 @@ from shapray.pruning.cuts import PLAN_FORMAT
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import one_line, some
 
-RUN, PLAN, WEIGHTS = "run.json", "prune/plan.json", "prune/model.safetensors"
+RUN = "run.json"
 
 _Count = Annotated[int, Field(strict=True, gt=0)]
 _Unit = Annotated[int, Field(strict=True, ge=0)]
@@ -83,7 +83,10 @@ def weights_bytes(model: nn.Module) -> bytes:
 
 
 def load_pruned(
-    run_dir: str | os.PathLike[str], kwargs: Mapping[str, Any] | None = None
+    run_dir: str | os.PathLike[str],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
 ) -> nn.Module:
     """The compressed network of a finished run: eval mode, CPU.
 
@@ -92,6 +95,7 @@ def load_pruned(
 
     Args:
         run_dir: the job's `output`, any fsspec URL.
+        name: of another cut, by ``python -m shapray.prune``: its files are in ``prune/NAME/``.
         kwargs: keyword arguments of the factory, over those in ``run.json``, which holds no
             credentials.
     Raises:
@@ -101,9 +105,13 @@ def load_pruned(
     """
     store = RunDirectory(os.fspath(run_dir))
     run = _parsed(store, RUN, _read(store, RUN, "is this the output folder of a run?"), _Run)
-    hint = _why_missing(run)
-    plan = _parsed(store, PLAN, _read(store, PLAN, hint), _Plan)
-    state = _tensors(store, _read(store, WEIGHTS, hint))
+    hint, folder = _why_missing(run), "prune"
+    if name is not None:
+        others = some(store.folders("prune")) or "none"
+        hint, folder = f"the cuts of this run are: {others}", f"prune/{name}"
+    of_plan, of_weights = f"{folder}/plan.json", f"{folder}/model.safetensors"
+    plan = _parsed(store, of_plan, _read(store, of_plan, hint), _Plan)
+    state = _tensors(store, of_weights, _read(store, of_weights, hint))
     section = _with_arguments(store, run.job.model, kwargs or {})
     example = _example(store, run)
     try:
@@ -112,8 +120,8 @@ def load_pruned(
         raise JobError(
             without_credentials(f"{store.shown}/{RUN}: its network cannot be built: {error}")
         ) from error
-    pruned = _cut(store, model, run, plan, example)
-    _fill(store, pruned, state, section.factory)
+    pruned = _cut(f"{store.shown}/{of_plan}", model, run, plan, example)
+    _fill(f"{store.shown}/{of_weights}", pruned, state, section.factory)
     return pruned
 
 
@@ -125,13 +133,17 @@ def _read(store: RunDirectory, path: str, hint: str) -> bytes:
 
 
 def _why_missing(run: _Run) -> str:
-    """What the run says of the stage that writes the network."""
+    """What the run says of the stages that choose the units and write the network."""
     if "prune" not in run.stages:
         return "the run had no stage that prunes the network"
-    state = run.stages["prune"].get("state")
-    if state == "done":
-        return "it was deleted; the job's command writes it again"
-    return f"the run's stage prune is '{state}', not 'done'; the job's command goes on with it"
+    for stage in ("prune", "evaluate"):
+        state = run.stages.get(stage, {}).get("state", "waiting")
+        if state != "done":
+            return (
+                f"the run's stage {stage} is '{state}', not 'done'; the job's command goes on with "
+                "it"
+            )
+    return "it was deleted; the job's command writes it again"
 
 
 def _parsed(store: RunDirectory, path: str, data: bytes, kind: type[Content]) -> Content:
@@ -163,12 +175,12 @@ def _with_arguments(store: RunDirectory, model: Model, given: Mapping[str, Any])
     return model.model_copy(update={"kwargs": arguments, "weights": None})
 
 
-def _tensors(store: RunDirectory, data: bytes) -> dict[str, Tensor]:
+def _tensors(store: RunDirectory, path: str, data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:
         raise JobError(
-            f"{store.shown}/{WEIGHTS} is not a safetensors file, or damaged ({len(data)} bytes): "
+            f"{store.shown}/{path} is not a safetensors file, or damaged ({len(data)} bytes): "
             f"{error}"
         ) from error
 
@@ -183,9 +195,7 @@ def _example(store: RunDirectory, run: _Run) -> Tensor:
         ) from error
 
 
-def _cut(
-    store: RunDirectory, model: nn.Module, run: _Run, plan: _Plan, example: Tensor
-) -> nn.Module:
+def _cut(where: str, model: nn.Module, run: _Run, plan: _Plan, example: Tensor) -> nn.Module:
     try:
         for name, group in plan.groups.items():
             found = n_root_units(model.get_submodule(name))
@@ -198,21 +208,19 @@ def _cut(
         apply_settings(pruned, plan.dropped)
     except Exception as error:  # the network is traced, and may raise anything
         raise JobError(
-            f"{store.shown}/{PLAN}: its groups do not fit the network that "
+            f"{where}: its groups do not fit the network that "
             f"{run.job.model.factory} makes, on an image of shape {run.example_shape}: "
             f"{one_line(error)}"
         ) from error
     return pruned
 
 
-def _fill(
-    store: RunDirectory, network: nn.Module, state: Mapping[str, Tensor], factory: str
-) -> None:
+def _fill(where: str, network: nn.Module, state: Mapping[str, Tensor], factory: str) -> None:
     wanted = network.state_dict()
     findings = misfits(state, wanted)
     if findings:
         raise JobError(
-            f"{store.shown}/{WEIGHTS}: its {len(state)} tensors do not fit the network that "
+            f"{where}: its {len(state)} tensors do not fit the network that "
             f"{factory} makes, cut as planned ({len(wanted)} tensors): {'; '.join(findings)}"
         )
     network.load_state_dict(state)

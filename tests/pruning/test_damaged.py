@@ -28,8 +28,9 @@ def test_missing_and_damaged_files_are_named(tmp_path, pruned, name):
     ("stages", "message"),
     [
         ({"prune": {"state": "waiting"}}, "the run's stage prune is 'waiting', not 'done'"),
+        ({"prune": {"state": "done"}}, "the run's stage evaluate is 'waiting', not 'done'"),
         ({"score": {"state": "done"}}, "the run had no stage that prunes"),
-        ({"prune": {"state": "done"}}, "it was deleted"),
+        ({"prune": {"state": "done"}, "evaluate": {"state": "done"}}, "it was deleted"),
     ],
 )
 def test_a_run_without_a_compressed_network(tmp_path, stages, message):

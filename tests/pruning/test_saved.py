@@ -171,3 +171,17 @@ def test_what_the_factory_does_is_told(tmp_path, pruned, factories, factory, mes
     assert f"{tmp_path}/run.json: its network cannot be built: " in str(refused.value)
     assert message in str(refused.value)
     assert "sEcReT" not in str(refused.value)
+
+
+def test_another_cut_of_a_run_by_its_name(tmp_path, pruned):
+    store = write_run(str(tmp_path), pruned)
+    other = digits()
+    store.publish("prune/whole/model.safetensors", weights_bytes(other))
+    store.publish_json(
+        "prune/whole/plan.json",
+        {"format": 1, "groups": {name: {"n_units": n, "removed": []} for name, n in SIZES.items()}},
+    )
+    loaded = load_pruned(str(tmp_path), name="whole")
+    assert torch.equal(loaded(images()), other(images()))
+    with pytest.raises(JobError, match=r"prune/half/plan\.json: no such file; .*: whole"):
+        load_pruned(str(tmp_path), name="half")
