@@ -11,6 +11,7 @@ from plain import Plain, groups_by_name, images, lively
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shapray.config import prune
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
 from shapray.network.surgery import prune_model
@@ -338,3 +339,7 @@ def test_what_a_user_can_mend_is_said():
 
     with pytest.raises(ValueError, match=r"no derivatives.*torch\.no_grad"):
         criterion("taylor", lively(Frozen()), [groups["conv1"]], images(), LABELS)
+
+
+def test_a_job_can_name_every_criterion_there_is():
+    assert set(prune.CRITERIA) == set(CRITERIA)
