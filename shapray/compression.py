@@ -22,6 +22,7 @@ from shapray.arguments import (
 from shapray.config import Cluster, Prune, Score
 from shapray.config.prune import TARGETS
 from shapray.driver.console import PlainConsole
+from shapray.engine.trace import fold
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
 from shapray.network.group import Group
@@ -33,10 +34,11 @@ from shapray.pruning.criteria import criterion
 from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
-from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves
+from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
 from shapray.pruning.sizes import Sizes
 
 CHOOSING = (
+    "repair",
     "macs",
     "parameters",
     "allocation",
@@ -68,8 +70,8 @@ def plan(
             criteria that look at images.
         **settings: keys of the job file's `prune` section that choose units, by their names:
             `macs` or `parameters` instead of a ratio, `allocation` ("measured" with a network and
-            images, else "global", unless told otherwise), `rank_by`, `per_multiply_add`,
-            `min_units`, `round_to`, `protect`.
+            images, else "global", unless told otherwise) and for it `repair` (what will be done
+            afterwards), `rank_by`, `per_multiply_add`, `min_units`, `round_to`, `protect`.
     Returns:
         group -> units to remove, ascending; every scored group, some with none.
     Raises:
@@ -96,11 +98,13 @@ def plan(
     sizes = Sizes(whole, groups, pixels[:1])
     scored = _named(groups, names)
     table = _with_criteria(table, whole, scored, pixels, labels, asked)
-    [ranking] = rankings(table, asked, {n: sizes.all_macs - sizes.macs({n: 1}) for n in names})
-    losses = {}
+    [ranking] = rankings(table, asked, {n: sizes.macs_of_a_unit(n) for n in names})
+    losses, repaired = {}, "least_squares" in asked.repair
+    some = pixels[shuffled(len(pixels))[:CURVE_IMAGES]]
+    folded = fold(whole, pixels[:1])
     for group in scored if asked.allocation == "measured" else ():
         order = {ranking.name: ranking.orders[group.name]}
-        of_group = loss_curves(whole, group, order, pixels[:CURVE_IMAGES], repaired=True)
+        of_group = loss_curves(whole, group, order, some, repaired, folded)
         losses[group.name] = of_group[ranking.name]
     return _chosen(asked, ranking, sizes, losses)
 
@@ -226,7 +230,7 @@ def compress(
         RuntimeError: scoring failed; names group and images.
     """
     of_scores = {"groups", "ids", "workers", *Score.model_fields, *Cluster.model_fields}
-    _known(settings, (*CHOOSING, "ratio", *REPAIRING, *sorted(of_scores)))
+    _known(settings, list(dict.fromkeys([*CHOOSING, "ratio", *REPAIRING, *sorted(of_scores)])))
     choosing = {key: settings[key] for key in settings if key in (*CHOOSING, "ratio")}
     if not set(TARGETS) & choosing.keys():
         choosing["macs"] = 0.5

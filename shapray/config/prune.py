@@ -124,6 +124,8 @@ class Prune(Section):
     def _fits_together(self) -> "Prune":
         if not self.rank_by or ("random" in self.rank_by and len(self.rank_by) > 1):
             raise ValueError(f"rank_by is {list(self.rank_by)}; name one criterion or several")
+        if "random" in self.rank_by and not self.random_seeds:
+            raise ValueError("rank_by is random, and random_seeds is empty; its first is the seed")
         order = sorted(self.repair, key=REPAIRS.index)
         if list(self.repair) != order:
             raise ValueError(f"repair is {list(self.repair)}; they are done in the order {order}")

@@ -1,11 +1,13 @@
 """From scores to a smaller network and what it is worth, beside its rivals at the same size."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shapray.cluster.pool import Failure
 from shapray.config import Prune
@@ -65,6 +67,8 @@ class Cutting:
 
     def with_criteria(self, scores: pa.Table) -> pa.Table:
         """``scores.parquet`` with a column for every other criterion that the job names."""
+        planned = pa.array(list(self.chooser.n_units))  # others may have been scored before
+        scores = scores.filter(pc.is_in(scores["group"], planned))
         missing = [name for name in needed_criteria(self.prune) if name not in scores.column_names]
         found: dict[str, Mapping[str, np.ndarray]] = {}
 
@@ -72,9 +76,20 @@ class Cutting:
             found[result.task.criterion] = result.scores
 
         tasks = [CriterionTask(name, 1.0) for name in missing]
-        self.stop("criterion", self.crew.do("criterion", tasks, receive))
+        failures = self.crew.do("criterion", tasks, receive)
+        for failure in failures:
+            if failure.is_job_error and failure.task.criterion not in self.prune.rank_by:
+                self.crew.console.print(f"not compared: {failure.message}")
+        self.stop(
+            "criterion",
+            [
+                failure
+                for failure in failures
+                if not failure.is_job_error or failure.task.criterion in self.prune.rank_by
+            ],
+        )
         groups = list(dict.fromkeys(scores["group"].to_pylist()))
-        for name in missing:
+        for name in found:
             values = np.concatenate([found[name][group] for group in groups])
             scores = scores.append_column(
                 pa.field(name, pa.float64(), nullable=False), pa.array(values, pa.float64())
@@ -84,10 +99,7 @@ class Cutting:
     def ranked(self, scores: pa.Table) -> list[Ranking]:
         """The job's own ranking first."""
         sizes = self.chooser.sizes
-        per_unit = {
-            group: (sizes.all_macs - sizes.macs({group: 1})) or 1.0
-            for group in self.chooser.n_units
-        }
+        per_unit = {group: sizes.macs_of_a_unit(group) for group in self.chooser.n_units}
         try:
             return rankings(scores, self.prune, per_unit)
         except ValueError as error:
@@ -124,14 +136,18 @@ class Cutting:
         key, share = self.prune.target
         if key in SEARCHED:
             key, share = "macs", self._smallest(ranked[0], losses)
+        planned = None
         if key == "latency":
             self.chooser.latency = self._latency_by_groups(ranked[0])
             try:
                 self.chooser.check()
             except ValueError as error:
                 raise JobError(f"prune.{error}") from error
-            share = self._latency_that_gives(ranked[0], losses, share)
-        return compared_cuts(ranked, losses, self.chooser, key, share)
+            planned = self._latency_that_gives(ranked[0], losses, share)
+        try:
+            return compared_cuts(ranked, losses, self.chooser, key, share, planned)
+        except UnreachableError as error:
+            raise JobError(f"prune.{key}: a size cannot be met: {error}") from error
 
     def measured(self, compared: Compared, entry: dict[str, Any]) -> dict[str, Any]:
         """All networks on the evaluation images, the kept one's files published.
@@ -182,7 +198,8 @@ class Cutting:
             falling = np.minimum.accumulate([1.0, *shares])
             curves[result.task.name] = [0, *at], falling.tolist()
 
-        self.stop("latency", self.crew.do("latency", tasks, receive))
+        for task in tasks:  # one after the other: workers on one machine are in each other's way
+            self.stop("latency", self.crew.do("latency", [task], receive))
 
         def share(removed: Mapping[str, int]) -> float:
             return 1 - sum(
@@ -194,7 +211,7 @@ class Cutting:
 
     def _latency_that_gives(self, own: Ranking, losses: Losses, asked: float) -> float:
         """The share to plan with so that the network cut by it has about the latency asked for."""
-        share = asked
+        share, best, distance = asked, asked, math.inf
         for _ in range(LATENCY_STEPS):
             try:
                 removed = self.chooser.choose(own, losses, "latency", share)
@@ -206,10 +223,16 @@ class Cutting:
             found = self._timed({"cut": removed}, LATENCY_BATCHES[-1:])
             real = found["cut"][0].median / found["whole"][0].median
             self.crew.console.print(f"latency: {real:.3f} of the whole network's")
-            if abs(real - asked) <= NEAR_ENOUGH * asked:
-                break
-            share *= asked / real
-        return share
+            if abs(real - asked) < distance:
+                best, distance = share, abs(real - asked)
+            if distance <= NEAR_ENOUGH * asked:
+                return best
+            share = min(1.0, share * asked / real)
+        self.crew.console.print(
+            f"prune.latency: {asked} is met within {distance / asked:.0%}, no nearer, in "
+            f"{LATENCY_STEPS} tries"
+        )
+        return best
 
     def _timed(
         self, removed: Mapping[str, Mapping[str, Sequence[int]]], batches: tuple[int, ...]
@@ -248,7 +271,7 @@ class Cutting:
             [found] = self._held_back(
                 [
                     Cut(
-                        f"search-{share:g}",
+                        f"search-{share}",
                         own.criterion,
                         own.seed,
                         share,

@@ -103,6 +103,8 @@ def makespan(parts: Sequence[tuple[float, np.ndarray]], n_workers: int) -> float
         parts: (preparation, seconds of each task); every worker that does tasks of a part
             prepares itself once.
     """
+    if not parts:
+        return 0.0
     tasks: list[np.ndarray] = []
     for prepare, seconds in parts:
         tasks.append(seconds.astype(float))

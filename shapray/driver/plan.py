@@ -72,6 +72,11 @@ def plan(inputs: Inputs) -> Plan:
             f"prune.repair: distill needs {FEWEST_IMAGES} calibration images, and there are "
             f"{len(calibration)}"
         )
+    if job.prune.distill.labels and calibration.labels is None:
+        raise JobError(
+            "prune.distill.labels: true, and the calibration images have none; set "
+            "data.calibration.label_column, or leave it false"
+        )
     key, value = job.prune.target
     if key in SEARCHED and (len(calibration) < HELD_BACK or calibration.labels is None):
         raise JobError(

@@ -94,7 +94,7 @@ def evaluate_tasks(compared: Compared, n_images: int, folder: str) -> list[Evalu
         folder: of the run directory, for the files of the kept cut.
     """
     return [
-        EvaluateTask(cut, first, last, cost, folder if cut is compared.kept else None)
+        EvaluateTask(cut, first, last, cost, folder if cut is compared.kept and not first else None)
         for cut in compared.all
         for first, last in evaluated_slices(n_images, bool(cut.repair))
         for cost in [float(last - first) + (REPAIR_COST if cut.repair else 0)]

@@ -46,6 +46,7 @@ def compressed(
     prune: Prune,
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
+    n_fitted: int | None = None,
 ) -> Compressed:
     """The network without some units, repaired; `whole` is left as it is.
 
@@ -59,6 +60,7 @@ def compressed(
         labels: (n,) int64; only read where `prune.distill.labels` asks for it.
         seed: of what is drawn.
         progress: of a distillation; see there.
+        n_fitted: images that a fit by least squares may hold the activations of; None: all.
     Raises:
         ValueError: too few images to distill with, or a network that cannot be trained.
     """
@@ -72,7 +74,13 @@ def compressed(
         start = silenced(whole, groups, removed)
         batchnorm(start, seen)
     if "least_squares" in repair:
-        refitted = least_squares(whole, start, groups, removed, seen, seed)
+        fitted = seen[:n_fitted]
+        if len(fitted) < len(seen):
+            notes.append(
+                f"least_squares: fitted on {len(fitted)} of {len(seen)} images, as many as the "
+                "memory of a worker holds (cluster.memory_per_worker)"
+            )
+        refitted = least_squares(whole, start, groups, removed, fitted, seed)
         start = refitted.network
         reasons: dict[str, list[str]] = {}
         for layer, reason in refitted.left_out.items():

@@ -17,6 +17,7 @@ from shapray.pruning.allocate import Size
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import counts
 from shapray.pruning.sizes import Sizes
+from shapray.text import some
 
 PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
 SEARCHED = ("max_loss_increase", "min_accuracy")  # targets that only a measurement can meet
@@ -100,9 +101,17 @@ class Chooser:
         size, whole = self.measure(key)
         smallest = allocate.smallest(self.choices, size)
         least = smallest / whole
-        for share in (value, *self.prune.curve):
-            if key in SEARCHED and share == value:
-                continue
+        idle = [
+            pattern
+            for pattern in self.prune.protect
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in self.n_units)
+        ]
+        if idle:
+            raise ValueError(
+                f"protect: no group that is scored is named '{idle[0]}'; they are "
+                + some(list(self.n_units))
+            )
+        for share in (*(() if key in SEARCHED else (value,)), *self.prune.curve):
             if smallest > self.allowed(key, share):
                 nearest = math.floor((1 - least) * 1e4) / 1e4 if key == "ratio" else _up(least)
                 raise ValueError(
@@ -190,7 +199,12 @@ class Compared:
 
 
 def compared_cuts(
-    rankings: Sequence[Ranking], losses: Losses, chooser: Chooser, key: str, share: float
+    rankings: Sequence[Ranking],
+    losses: Losses,
+    chooser: Chooser,
+    key: str,
+    share: float,
+    planned: float | None = None,
 ) -> Compared:
     """The job's own cut at its own size and at those of the curve, and for each of them the cuts by
     the other rankings with as many multiply-adds.
@@ -198,18 +212,20 @@ def compared_cuts(
     Args:
         rankings: the job's own first.
         key, share: the job's target.
+        planned: the share to plan with so that `share` comes out, if it is another one.
     """
     prune, sizes = chooser.prune, chooser.sizes
     own, *others = rankings
     found: list[Cut] = []
     for size in (share, *(size for size in prune.curve if size != share)):
-        removed = chooser.choose(own, losses, key, size)
-        name = f"{own.name}-{size:g}"
+        by = size if planned is None or size != share else planned
+        removed = chooser.choose(own, losses, key, by)
+        name = f"{own.name}-{size}"
         found.append(Cut(name, own.criterion, own.seed, size, removed, prune.repair))
         macs = sizes.macs({group: len(units) for group, units in removed.items()})
         for other in others:
             removed = chooser.choose(other, losses, "macs", macs / sizes.all_macs)
-            name = f"{other.name}-{size:g}"
+            name = f"{other.name}-{size}"
             found.append(Cut(name, other.criterion, other.seed, size, removed, prune.repair))
     kept, *rest = found
     bare = replace(kept, name=f"{kept.name}-not-repaired", repair=()) if prune.repair else kept
@@ -221,8 +237,8 @@ def compared_networks(prune: Prune) -> tuple[int, list[bool]]:
     n_rankings = 1 + sum(
         len(prune.random_seeds) if name == "random" else 1 for name in prune.compared
     )
-    value = prune.target[1]
-    n_sizes = 1 + sum(size != value for size in prune.curve)
+    key, value = prune.target
+    n_sizes = 1 + sum(key in SEARCHED or size != value for size in prune.curve)
     bare = [False] * (1 + bool(prune.repair))
     return n_rankings, [*bare, *[bool(prune.repair)] * (n_rankings * n_sizes)]
 

@@ -43,19 +43,23 @@ def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) 
     """The job's own ranking, then those that are compared with it.
 
     Args:
-        table: ``scores.parquet``, with a column for every criterion that the job names.
+        table: ``scores.parquet``, with a column for every criterion that the job's own ranking
+            reads; a rival without one is left out.
         macs_per_unit: group -> multiply-adds that go with a unit.
     Raises:
         ValueError: a score is not finite (what was not measured cannot be ranked).
     """
     own = _label(prune.rank_by)
     asked = [(own, prune.rank_by), *((name, (name,)) for name in prune.compared)]
-    found = []
+    found: list[Ranking] = []
     for label, names in asked:
-        for seed in prune.random_seeds if names == ("random",) else (None,):
+        if not all(_is_there(table, name) for name in names):
+            continue  # a rival that says nothing of this network
+        seeds = prune.random_seeds if names == ("random",) else (None,)
+        for seed in seeds if found else seeds[:1]:  # the job's own is one ranking
             parts = [_scores(table, name, seed) for name in names]
             scores = parts[0] if len(parts) == 1 else _ranks_summed(parts)
-            if prune.per_multiply_add:
+            if prune.per_multiply_add and names != ("random",):
                 scores = {group: values / macs_per_unit[group] for group, values in scores.items()}
             found.append(Ranking(label, seed, scores))
     return found
@@ -65,6 +69,10 @@ def needed_criteria(prune: Prune) -> list[str]:
     """The criteria beside Shapley values whose columns a job's rankings read."""
     names = dict.fromkeys([*prune.rank_by, *prune.criteria])
     return [name for name in names if name != "random" and not SHAPLEY.fullmatch(name)]
+
+
+def _is_there(table: pa.Table, name: str) -> bool:
+    return name == "random" or SHAPLEY.fullmatch(name) is not None or name in table.column_names
 
 
 def _label(rank_by: Sequence[str]) -> str:

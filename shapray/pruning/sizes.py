@@ -39,7 +39,10 @@ class Sizes:
         self._layers: dict[str, _Layer] = {}
         for name, module in model.named_modules():
             own = sum(p.numel() for p in module.parameters(recurse=False))
-            weights = module.weight.numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
+            weights = 0
+            if isinstance(module, nn.Conv2d | nn.Linear):  # its weight may be made of other ones
+                weights = module.weight.numel()
+                own = weights + (0 if module.bias is None else module.bias.numel())
             if own:
                 self._layers[name] = _Layer(macs.get(name, 0), weights, own - weights)
         for group in groups:
@@ -67,6 +70,10 @@ class Sizes:
             for layer in self._layers.values()
         )
         return self.all_macs - gone
+
+    def macs_of_a_unit(self, group: str) -> float:
+        """That go with one unit of a group; at least one."""
+        return max(1.0, self.all_macs - self.macs({group: 1}))
 
     def parameters(self, removed: Mapping[str, int]) -> float:
         gone = 0.0

@@ -4,16 +4,18 @@ import copy
 import functools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from shapray.engine.score import Scorer
+from shapray.errors import JobError
 from shapray.network.surgery import prune_model
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import criterion
 from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.files import publish
 from shapray.pruning.latency import bearable_batch, compared_latency
-from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves
+from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
 from shapray.pruning.repair.walk import images_that_fit
 from shapray.pruning.saved import weights_bytes
 from shapray.worker.tasks import (
@@ -59,7 +61,10 @@ class Cutter:
     def criterion(self, task: CriterionTask) -> CriterionScores:
         images, labels = self._calibration(len(self.setup.calibration))
         groups, seed = self.setup.groups, self.setup.job.score.seed
-        scores = criterion(task.criterion, self.whole, groups, images, labels, seed)
+        try:
+            scores = criterion(task.criterion, self.whole, groups, images, labels, seed)
+        except ValueError as error:
+            raise JobError(str(error)) from error
         return CriterionScores(task, scores)
 
     def losses(self, task: LossTask) -> GroupLosses:
@@ -84,11 +89,10 @@ class Cutter:
         return Latencies(task, {name: tuple(of[name] for of in timed) for name in networks})
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        images_of = getattr(self.setup, task.images)
         made, parts = self._network(task), []
         for first in range(task.first, task.last, IMAGES_AT_ONCE):
             last = min(first + IMAGES_AT_ONCE, task.last)
-            images, labels = images_of.load(first, last), images_of.labels[first:last]
+            images, labels = self._to_measure(task.images, first, last)
             parts.append(tally(made.network, images, labels, self.device))
         return Evaluation(
             task, joined(parts), made.parameters, made.multiply_adds, made.file_bytes, made.notes
@@ -98,13 +102,19 @@ class Cutter:
         """The network of a cut, kept for the next slice of images."""
         setup, cut = self.setup, task.cut
         if self._made is None or self._made.cut != cut.name:
-            n_images = self._n_repairable if cut.repair else 1
-            if task.images == "calibration":
-                n_images = max(1, min(n_images, task.first))
-            images, labels = self._calibration(n_images)
+            n_images = task.first if task.images == "calibration" else len(setup.calibration)
+            images, labels = self._calibration(max(1, n_images) if cut.repair else 1)
             prune, seed = setup.job.prune, setup.job.score.seed
             made = compressed(
-                self.whole, setup.groups, cut.removed, cut.repair, images, labels, prune, seed
+                self.whole,
+                setup.groups,
+                cut.removed,
+                cut.repair,
+                images,
+                labels,
+                prune,
+                seed,
+                n_fitted=self._n_repairable,
             )
             notes = tuple(f"{cut.name}: {line}" for line in made.done) + made.notes
             if task.publish is not None:
@@ -134,12 +144,24 @@ class Cutter:
         return self.scorer.folded.to(self.device)
 
     def _calibration(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """The first calibration images and their labels, on the worker's device."""
+        """Some calibration images and their labels, of all classes, on the worker's device; more of
+        them begin with the same."""
         images = self.setup.calibration
+        order = shuffled(len(images))[:n]
         if self._images is None or len(self._images) < n:
-            self._images = images.load(0, n).to(self.device)
-        labels = None if images.labels is None else images.labels[:n].to(self.device)
+            loaded = [images.load(i, i + 1) for i in order.tolist()]
+            self._images = torch.cat(loaded).to(self.device)
+        labels = None if images.labels is None else images.labels[order].to(self.device)
         return self._images[:n], labels
+
+    def _to_measure(self, name: str, first: int, last: int) -> tuple[Tensor, Tensor]:
+        if name == "calibration":
+            images, targets = self._calibration(last)
+            assert targets is not None
+            return images[first:], targets[first:]
+        evaluation = self.setup.evaluation
+        assert evaluation.labels is not None
+        return evaluation.load(first, last), evaluation.labels[first:last]
 
     @functools.cached_property
     def _n_repairable(self) -> int:

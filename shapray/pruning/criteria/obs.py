@@ -46,7 +46,7 @@ def _scores(inputs: Inputs, folded: fx.GraphModule, group: Group) -> np.ndarray:
     for site in sites:
         layer = folded.get_submodule(site.layer)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        walk.run_to(site.call)
+        walk.run_to(site.call, keep=(walk.source(site.call),))
         n_rows = walk.n_rows(site.call, layer.weight.shape[0])
         share = min(1.0, MAX_ROWS / n_rows)
         with_bias = may_have_bias(inputs.model, site)

@@ -1,5 +1,6 @@
 """What cutting one group alone costs after repair, by how many of its units go."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,7 +21,14 @@ from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
 
 CURVE_IMAGES = 256  # that a loss is measured on
+BROKEN = 1e3  # nats: the loss of a network whose outputs are not finite
 POINTS = 8  # of a curve: an eighth of the units, two eighths, ...
+
+
+def shuffled(n_images: int) -> Tensor:
+    """The order in which calibration images are taken where not all are, (n,) int64: the classes of
+    a folder come one after the other, and some images are to be of all of them."""
+    return torch.randperm(n_images, generator=torch.Generator().manual_seed(0))
 
 
 def counts(n_units: int) -> list[int]:
@@ -98,7 +106,7 @@ def _refitted_in_place(
     consumers stay what they are, so that a fit on some channels is part of the fit on all."""
     walk = Walk(folded, images, min(IMAGES_AT_ONCE, -(-len(images) // 2)))
     walk.run_to(walk.source(sites[0].call))
-    walk.run_to(sites[-1].call)
+    walk.run_to(sites[-1].call, keep=None)
     reference = walk.output_with({})
     inputs = {site.call: walk.of(walk.source(site.call)) for site in sites}
     regressions: dict[str, list[Regression]] = {}
@@ -156,4 +164,5 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
 def _kl(outputs: Tensor, reference: Tensor) -> float:
     right = nn.functional.log_softmax(reference.double(), 1)
     found = nn.functional.log_softmax(outputs.double(), 1)
-    return float(nn.functional.kl_div(found, right, log_target=True, reduction="batchmean"))
+    loss = float(nn.functional.kl_div(found, right, log_target=True, reduction="batchmean"))
+    return loss if math.isfinite(loss) else BROKEN

@@ -103,9 +103,10 @@ def _refit(
     whole, thin = walks
     layer = after.get_submodule(site.layer)  # with its BatchNorm folded in
     assert isinstance(layer, nn.Conv2d | nn.Linear)
+    source = thin.source(site.call)
     whole.run_to(site.total)
-    thin.run_to(site.total)
-    wanted, inputs = whole.of(site.total), thin.of(thin.source(site.call))
+    thin.run_to(site.total, keep=(source, site.call))
+    wanted, inputs = whole.of(site.total), thin.of(source)
     added = [total - own for total, own in zip(thin.of(site.total), thin.of(site.call))]
     n_rows = thin.n_rows(site.call, layer.weight.shape[0])
     share = min(1.0, MAX_ROWS / n_rows)

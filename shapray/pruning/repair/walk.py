@@ -1,6 +1,6 @@
 """A graph run node by node on all images, as far as is asked, keeping what is still to be read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ SHARE = 0.75  # of the memory; the rest is for patches and sums
 class Walk:
     """The values of a graph's nodes, per batch of images, up to a point that moves on.
 
-    A value is let go at the start of a stretch if no node of that stretch or later reads it.
+    A value is let go once no node further on reads it, unless somebody asked to keep it.
 
     Args:
         graph: from `engine.trace.fold`; every node leaves its inputs as they are.
@@ -32,8 +32,13 @@ class Walk:
         self.done = 0
         self._runner = fx.Interpreter(graph, garbage_collect_values=False)
 
-    def run_to(self, name: str) -> None:
-        """Compute up to and including a node; does nothing if it has been computed."""
+    def run_to(self, name: str, keep: Container[str] | None = ()) -> None:
+        """Compute up to and including a node; does nothing if it has been computed.
+
+        Args:
+            keep: nodes of this stretch whose values stay until the next one begins, beside the last
+                node's; None: all.
+        """
         stop = self.place[name] + 1
         if stop <= self.done:
             return
@@ -47,6 +52,9 @@ class Walk:
                 values.pop(old, None)
             for node in self.nodes[self.done : stop]:
                 values[node.name] = self._run(node, values, images)
+                for source in node.all_input_nodes if keep is not None else ():
+                    if self.last_read[source] is node and source.name not in (keep or ()):
+                        values.pop(source.name, None)
         self.done = stop
 
     def output_with(self, changed: Mapping[str, Sequence[Tensor]]) -> Tensor:
@@ -109,12 +117,13 @@ def images_that_fit(graph: nn.Module, example: Tensor, memory: int) -> int:
     """
     if not isinstance(graph, fx.GraphModule):
         return 1
-    walk = Walk(graph, example.to(next(graph.parameters()).device), 1)
+    device = next(graph.parameters()).device
+    walk = Walk(graph, example.to(device), 1)
     alive = most = 0
     with torch.inference_mode():
         for node in walk.nodes[:-1]:
             walk.run_to(node.name)
             alive = sum(v.nbytes for v in walk.values[0].values() if isinstance(v, Tensor))
             most = max(most, alive)
-    room = memory - PROCESS_BYTES if example.device.type == "cpu" else memory
+    room = memory - PROCESS_BYTES if device.type == "cpu" else memory
     return max(1, int(room * SHARE // (2 * most)))
