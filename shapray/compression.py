@@ -38,7 +38,6 @@ from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
 from shapray.pruning.sizes import Sizes
 
 CHOOSING = (
-    "repair",
     "macs",
     "parameters",
     "allocation",
@@ -47,6 +46,7 @@ CHOOSING = (
     "min_units",
     "round_to",
     "protect",
+    "repair",
 )  # keys of a plan beside its ratio
 REPAIRING = ("repair", "distill")  # keys of a repair
 

@@ -68,12 +68,13 @@ def test_others_are_compared_and_the_random_ones_by_every_seed():
 def test_random_orders_are_uniform_and_of_a_group_alone():
     times = np.zeros(8)
     seeds = range(1500)
-    drawn = rankings(table({"a": np.zeros(8)}), Prune(rank_by="random", random_seeds=seeds), {})
+    prune = Prune(criteria="random", random_seeds=seeds)
+    _, *drawn = rankings(table({"a": np.zeros(8)}), prune, {})
     for one in drawn:
         times[one.orders["a"][:2]] += 1
     assert np.abs(times / len(seeds) - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / len(seeds))
     both = table({"a": np.zeros(8), "b": np.zeros(5)})
-    again = rankings(both, Prune(rank_by="random", random_seeds=seeds), {})
+    _, *again = rankings(both, prune, {})
     assert [one.orders["a"] for one in again] == [one.orders["a"] for one in drawn]
 
 
@@ -210,3 +211,9 @@ def check(prune: Prune, scores, sizes, rng) -> None:
         assert found == asked or prune.round_to > 1
     else:
         assert found <= share * whole * (1 + 1e-9)
+
+
+def test_a_jobs_own_ranking_is_one_and_rivals_that_cannot_be_had_are_left_out():
+    columns = table({"a": np.array([1.0, 2.0])})
+    prune = Prune(rank_by="random", criteria=["mean", "l1_norm"], random_seeds=[7, 8])
+    assert [ranking.name for ranking in rankings(columns, prune, {})] == ["random-7", "mean"]

@@ -42,11 +42,12 @@ def _scores(inputs: Inputs, folded: fx.GraphModule, group: Group) -> np.ndarray:
         name, reason = next((name, why) for name, why in left_out.items() if name in consumers)
         raise ValueError(f"criterion obs, group {group.name}: {name}: {reason}")
     walk = Walk(folded, inputs.images, IMAGES_AT_ONCE)
+    kept = {name for site in sites for name in (walk.source(site.call), site.call)}
     readers = []
     for site in sites:
         layer = folded.get_submodule(site.layer)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        walk.run_to(site.call, keep=(walk.source(site.call),))
+        walk.run_to(site.call, keep=kept)
         n_rows = walk.n_rows(site.call, layer.weight.shape[0])
         share = min(1.0, MAX_ROWS / n_rows)
         with_bias = may_have_bias(inputs.model, site)

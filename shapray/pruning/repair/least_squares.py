@@ -76,7 +76,11 @@ def least_squares(
     sites, left_out = find_sites(network, after, channels)
     with torch.inference_mode():
         walks = Walk(before, images, IMAGES_AT_ONCE), Walk(after, images, IMAGES_AT_ONCE)
+        # Of a later site, too, what lies in an earlier one's stretch.
+        kept = {n for site in sites for n in (walks[1].source(site.call), site.call, site.total)}
         for site in sites:
+            for walk in walks:
+                walk.run_to(site.total, kept)
             _refit(network, after, site, channels.get(site.layer), walks, seed)
             step()
     return Refitted(network, tuple(site.layer for site in sites), left_out)
@@ -103,10 +107,7 @@ def _refit(
     whole, thin = walks
     layer = after.get_submodule(site.layer)  # with its BatchNorm folded in
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    source = thin.source(site.call)
-    whole.run_to(site.total)
-    thin.run_to(site.total, keep=(source, site.call))
-    wanted, inputs = whole.of(site.total), thin.of(source)
+    wanted, inputs = whole.of(site.total), thin.of(thin.source(site.call))
     added = [total - own for total, own in zip(thin.of(site.total), thin.of(site.call))]
     n_rows = thin.n_rows(site.call, layer.weight.shape[0])
     share = min(1.0, MAX_ROWS / n_rows)
