@@ -161,6 +161,8 @@ def _stages(prediction: Prediction) -> Table:
     table.add_column("one worker", justify="right")
     for name, parts in prediction.work.items():
         tasks = [seconds for _, seconds in parts]
+        if not tasks:  # nothing of the kind is asked for
+            continue
         table.add_row(
             name,
             f"{sum(map(len, tasks)):,}",

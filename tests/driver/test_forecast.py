@@ -187,3 +187,10 @@ def test_on_a_cluster_its_workers_are_timed_and_counted(shared_ray, tmp_path, mo
     assert forecast.n_workers == 3
     assert forecast.where == "this cluster (cpu)"
     assert forecast.survey.n_active.shape == (24, 1)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_plan_without_losses_to_measure(tmp_path, capsys, allocation):
+    job = str(write_job(tmp_path))
+    assert main([job, "--plan", f"prune.allocation={allocation}"]) == 0
+    assert "losses" not in capsys.readouterr().out
