@@ -136,7 +136,7 @@ def losses_table(ranked: Sequence[Ranking], losses: Losses) -> pa.Table:
             "loss": loss,
         }
         for ranking in ranked
-        for group, found in losses[ranking.name].items()
-        for count, loss in zip(counts(len(ranking.scores[group])), found, strict=True)
+        for group, values in ranking.scores.items()
+        for count, loss in zip(counts(len(values)), losses[ranking.name][group], strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=LOSSES)

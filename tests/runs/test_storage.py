@@ -63,7 +63,13 @@ def same_results(output: str, finished: Path) -> bool:
     store = RunDirectory(output)
     expected = results(finished)
     names = {path[len(root) + 1 :] for path in fs.find(root)}
-    assert names == {*expected, "run.json", "shards/columns"}
+    assert names == {
+        *expected,
+        "run.json",
+        "shards/columns",
+        "prune/group_losses.parquet",
+        "prune/model.pt2",
+    }
     for name, value in expected.items():
         if name.endswith(".parquet"):
             assert store.read_table(name).equals(value), name
