@@ -32,7 +32,7 @@ def draw(rows: Iterable[Row], picture: str) -> None:
     """
     lines: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        lines[row["criterion"], row["repair"]].append(row)
+        lines[_criterion(row), row["repair"]].append(row)
     [whole] = [row for name in list(lines) if name[0] == "whole" for row in lines.pop(name)]
     criteria, repairs = (list(dict.fromkeys(names)) for names in zip(*lines))
     figure = Figure(figsize=(10, 4.8), layout="constrained")
@@ -66,7 +66,7 @@ def _draw_line(
     points = np.array(sorted(_point(found, key) for found in sizes.values())).reshape(-1, 4)
     x, y, low, high = points.T
     n_seeds = len({row["seed"] for row in rows})
-    name, repair = rows[0]["criterion"], rows[0]["repair"]
+    name, repair = _criterion(rows[0]), rows[0]["repair"]
     name += f", repaired by {repair}" if repair != "none" else ""
     axes.errorbar(
         x / whole,
@@ -81,6 +81,12 @@ def _draw_line(
     )
     if n_seeds > 1:
         axes.fill_between(x / whole, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _criterion(row: Row) -> str:
+    """What a network was cut by, and in how many rounds."""
+    several = row.get("rounds", 1) > 1
+    return f"{row['criterion']} in {row['rounds']} rounds" if several else row["criterion"]
 
 
 def _point(rows: Sequence[Row], key: str) -> tuple[float, float, float, float]:

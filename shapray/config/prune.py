@@ -32,6 +32,7 @@ CRITERIA = (
     "leave_one_out",
     "obs",
 )
+IN_ROUNDS = ("macs", "parameters", "ratio")  # targets that a network can come to step by step
 FORMATS = ("pt2", "onnx")  # beside safetensors
 REPAIRS = ("batchnorm", "least_squares", "distill")
 SHAPLEY = re.compile(
@@ -79,6 +80,7 @@ class Prune(Section):
     ratio: Share | None = None
     max_loss_increase: Positive | None = None
     min_accuracy: SomeShare | None = None
+    rounds: Count = 1
     allocation: Literal["measured", "global", "uniform"] = "measured"
     rank_by: Annotated[tuple[Ranking, ...], BeforeValidator(_listed)] = ("mean_abs",)
     per_multiply_add: bool = False
@@ -129,6 +131,12 @@ class Prune(Section):
         order = sorted(self.repair, key=REPAIRS.index)
         if list(self.repair) != order:
             raise ValueError(f"repair is {list(self.repair)}; they are done in the order {order}")
+        key, value = self.target
+        if self.rounds > 1 and key not in IN_ROUNDS:
+            raise ValueError(
+                f"rounds is {self.rounds}, with {key}: {value}; several rounds need a size to come "
+                f"to, {', '.join(IN_ROUNDS[:-1])} or {IN_ROUNDS[-1]}"
+            )
         return self
 
     @property

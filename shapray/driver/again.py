@@ -41,7 +41,7 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         TasksFailed, StorageError, ClaimLost: see there.
     """
     store = RunDirectory(run_dir)
-    job = _job(store, run_dir, overrides)
+    job, n_rounds = _job(store, run_dir, overrides)
     if store.read("scores.parquet") is None:
         raise JobError(
             f"{store.shown}/scores.parquet: no such file; python -m shapray.run JOB.yaml makes the "
@@ -59,6 +59,11 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         raise JobError(
             f"{store.shown}/scores.parquet: no scores of group '{missing[0]}', which the job names"
         )
+    if n_rounds > 1:
+        console.print(
+            f"{store.shown} was cut in {n_rounds} rounds; this cut is made in one, by the whole "
+            "network's scores"
+        )
     started = now()
     make = functools.partial(Worker, planned.setup)
     with claimed(store), open_pool(make, job.cluster, in_process=True) as pool:
@@ -75,12 +80,13 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     summary.show_all(console, store)
 
 
-def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> Job:
-    """The job of ``run.json``, with other values."""
+def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[Job, int]:
+    """The job of ``run.json``, with other values and one round; and the rounds that it had."""
     found = store.read_json("run.json")
     if found is None or not isinstance(found.get("job"), dict):
         raise JobError(f"{store.shown}/run.json: no such file; is this the output folder of a run?")
     tree = found["job"]
+    n_rounds = (tree.get("prune") or {}).pop("rounds", 1)
     for assignment in overrides:
         override(tree, assignment)
     tree["output"] = run_dir
@@ -92,12 +98,18 @@ def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> Job:
             f"credential; give it again: model.kwargs.{hidden[0]}=..."
         )
     try:
-        return Job.model_validate(tree)
+        job = Job.model_validate(tree)
     except ValidationError as error:
         raise JobError(
             f"{store.shown}/run.json, with {', '.join(overrides) or 'nothing replaced'}:\n"
             + explain(error, Job)
         ) from error
+    if job.prune.rounds > 1:
+        raise JobError(
+            f"prune.rounds: {job.prune.rounds}; further rounds need scores of smaller networks, "
+            "and nothing is scored here; give it to python -m shapray.run, with another output"
+        )
+    return job, n_rounds
 
 
 def _name(overrides: Sequence[str]) -> str:

@@ -65,6 +65,15 @@ class Cutting:
     def prune(self) -> Prune:
         return self.chooser.prune
 
+    def ranked_anew(self) -> tuple[list[Ranking], Losses]:
+        """The rankings, the job's own first, and their losses, after ``scores.parquet`` has been
+        given the columns that they read."""
+        store = self.planned.setup.store
+        scores = self.with_criteria(store.read_table("scores.parquet"))
+        store.publish_table("scores.parquet", [scores], scores.schema)
+        ranked = self.ranked(scores)
+        return ranked, self.losses(ranked)
+
     def with_criteria(self, scores: pa.Table) -> pa.Table:
         """``scores.parquet`` with a column for every other criterion that the job names."""
         planned = pa.array(list(self.chooser.n_units))  # others may have been scored before
@@ -99,7 +108,8 @@ class Cutting:
     def ranked(self, scores: pa.Table) -> list[Ranking]:
         """The job's own ranking first."""
         sizes = self.chooser.sizes
-        per_unit = {group: sizes.macs_of_a_unit(group) for group in self.chooser.n_units}
+        gone = self.chooser.gone
+        per_unit = {group: sizes.macs_of_a_unit(group, gone) for group in self.chooser.n_units}
         try:
             return rankings(scores, self.prune, per_unit)
         except ValueError as error:
@@ -131,8 +141,17 @@ class Cutting:
         )
         return found
 
-    def cuts(self, ranked: Sequence[Ranking], losses: Losses) -> Compared:
-        """All networks to measure."""
+    def cuts(
+        self,
+        ranked: Sequence[Ranking],
+        losses: Losses,
+        in_rounds: Mapping[str, Sequence[int]] | None = None,
+    ) -> Compared:
+        """All networks to measure.
+
+        Args:
+            in_rounds: the units that go by the job's own ranking, if it took several rounds.
+        """
         key, share = self.prune.target
         if key in SEARCHED:
             key, share = "macs", self._smallest(ranked[0], losses)
@@ -145,7 +164,7 @@ class Cutting:
                 raise JobError(f"prune.{error}") from error
             planned = self._latency_that_gives(ranked[0], losses, share)
         try:
-            return compared_cuts(ranked, losses, self.chooser, key, share, planned)
+            return compared_cuts(ranked, losses, self.chooser, key, share, planned, in_rounds)
         except UnreachableError as error:
             raise JobError(f"prune.{key}: a size cannot be met: {error}") from error
 

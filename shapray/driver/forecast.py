@@ -155,23 +155,30 @@ class Forecast:
         look = survey.load + survey.look
         n_images = len(setup.calibration)
         repair = REPAIR_PASSES * n_images * survey.forward
-        look_back = LOSS_PASSES * (1 + self.n_rankings) * min(n_images, CURVE_IMAGES)
+        look_back = LOSS_PASSES * min(n_images, CURVE_IMAGES) * survey.forward
+        n_further = setup.job.prune.rounds - 1
+        score = [(group.prepare, group.tasks) for group in groups]
+
+        def losses(n_passes: int) -> list[tuple[float, np.ndarray]]:
+            measured = setup.job.prune.allocation == "measured"
+            return [(0.0, np.array([n_passes * look_back]))] * (measured * len(setup.groups))
+
         inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
         return Prediction(
             permutations=permutations,
             groups=groups,
             driver={
-                "start": START_SECONDS,
+                "start": (1 + 2 * n_further) * START_SECONDS,  # workers have one network at a time
                 "plan": self.planning,
                 "aggregate": len(self.slices) * sum(cost.aggregate for cost in costs),
                 "prune": survey.network,
             },
             work={
                 "inspect": [(0.0, np.array(inspected))],
-                "score": [(group.prepare, group.tasks) for group in groups],
-                "losses": [(0.0, np.array([look_back * survey.forward]))] * len(setup.groups)
-                if setup.job.prune.allocation == "measured"
-                else [],
+                "score": score,
+                "losses": losses(1 + self.n_rankings),
+                # On smaller networks, nobody knows yet how small: at most as much as on this one.
+                "rounds": n_further * [*score, *losses(2), (0.0, np.array([repair]))],
                 "evaluate": [
                     (
                         survey.network + repaired * repair,
@@ -312,6 +319,7 @@ def fitting(forecast: Forecast, budget: float) -> Prediction:
         ],
         "score tables and plan": least.driver["aggregate"] + least.driver["prune"],
         "measuring what cutting each group costs": parts["losses"],
+        **({"further rounds": parts["rounds"]} if least.work["rounds"] else {}),
         f"repairing and evaluating {len(forecast.repaired)} networks": parts["evaluate"],
     }
     raise JobError(
@@ -319,7 +327,9 @@ def fitting(forecast: Forecast, budget: float) -> Prediction:
         f"are predicted to take {duration(least.seconds(n_workers))} with {n_workers} "
         f"worker{'s' * (n_workers > 1)}: "
         + ", ".join(f"{name} {duration(seconds)}" for name, seconds in listed.items())
-        + f". Give more time, or lower data.calibration.limit "
+        + ". Give more time, or lower "
+        + "prune.rounds, " * (forecast.planned.setup.job.prune.rounds > 1)
+        + f"data.calibration.limit "
         f"({len(forecast.planned.setup.calibration)} images), score.exact_max_players "
         f"({score.exact_max_players}), or what prune.curve and prune.random_seeds have measured"
     )

@@ -4,7 +4,7 @@ Nothing is written here, so that a wrong job leaves nothing behind.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
 from shapray.pruning.cuts import SEARCHED, Chooser
 from shapray.pruning.repair.distill import FEWEST_IMAGES, HELD_BACK
+from shapray.pruning.rounds import check_rounds
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
 from shapray.storage.schemas import GROUPS
@@ -50,23 +51,12 @@ def plan(inputs: Inputs) -> Plan:
         JobError: no group left to score, or a size that they cannot be cut to.
     """
     job, calibration = inputs.job, inputs.calibration
-    images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
     try:
-        groups, tail_macs = choose_groups(
-            inputs.model, inputs.groups, images, job.score.groups, job.score.seed
-        )
+        setup, groups, tail_macs, example = _scoring(inputs)
     except NetworkError as error:
         raise JobError(f"score.groups: {error}") from error
-    setup = Setup(
-        job=job,
-        model=inputs.model,
-        groups=tuple(group for group in groups if group.reason is None),
-        calibration=calibration,
-        evaluation=inputs.evaluation,
-        store=inputs.store,
-    )
     n_units = {group.name: group.n_units for group in setup.groups}
-    chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, images[:1]))
+    chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, example))
     if "distill" in job.prune.repair and len(calibration) < FEWEST_IMAGES:
         raise JobError(
             f"prune.repair: distill needs {FEWEST_IMAGES} calibration images, and there are "
@@ -87,9 +77,60 @@ def plan(inputs: Inputs) -> Plan:
         )
     try:
         chooser.check()
+        check_rounds(job.prune, chooser)
     except ValueError as error:
         raise JobError(f"prune.{error}") from error
-    return Plan(setup, groups, tail_macs, images[:1], inputs.n_classes, chooser)
+    return Plan(setup, groups, tail_macs, example, inputs.n_classes, chooser)
+
+
+def plan_further(whole: Plan, inputs: Inputs, removed: Mapping[str, Sequence[int]]) -> Plan:
+    """A further round of a job: what is left of its network scored once more.
+
+    Args:
+        whole: the job's plan.
+        inputs: the job's, with the smaller network and the folder of the round.
+        removed: what the network lacks: group -> units of the whole network.
+    Raises:
+        NetworkError: no group left to score.
+    """
+    n_left = {group.name: group.n_units - len(removed[group.name]) for group in whole.setup.groups}
+    groups = tuple(
+        replace(group, reason=group.reason or _changed(group, n_left)) for group in inputs.groups
+    )
+    setup, groups, tail_macs, example = _scoring(replace(inputs, groups=groups))
+    chooser = whole.chooser.after(removed, [group.name for group in setup.groups])
+    return Plan(setup, groups, tail_macs, example, inputs.n_classes, chooser)
+
+
+def _changed(group: Group, n_left: Mapping[str, int]) -> str | None:
+    """Why a cut network's group is not what is left of one that was scored; None if it is."""
+    if group.name not in n_left:
+        return "not scored in the whole network"
+    if group.n_units != n_left[group.name]:
+        return f"has {group.n_units} units, where the cut left {n_left[group.name]}"
+    return None
+
+
+def _scoring(inputs: Inputs) -> tuple[Setup, tuple[Group, ...], dict[str, int], Tensor]:
+    """What workers are given; all groups; multiply-adds of those to score; the first image.
+
+    Raises:
+        NetworkError: no group left to score.
+    """
+    job, calibration = inputs.job, inputs.calibration
+    images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
+    groups, tail_macs = choose_groups(
+        inputs.model, inputs.groups, images, job.score.groups, job.score.seed
+    )
+    setup = Setup(
+        job=job,
+        model=inputs.model,
+        groups=tuple(group for group in groups if group.reason is None),
+        calibration=calibration,
+        evaluation=inputs.evaluation,
+        store=inputs.store,
+    )
+    return setup, groups, tail_macs, images[:1]
 
 
 def check_exact(plan: Plan, n_active: np.ndarray) -> None:

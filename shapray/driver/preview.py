@@ -109,6 +109,14 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
     console.print(
         f"tables: about {size(n_bytes)} in {forecast.n_tasks:,} shards and the score tables"
     )
+    n_rounds = job.prune.rounds
+    if n_rounds > 1:
+        console.print(
+            f"prune.rounds: {n_rounds}: what is left after a round is scored again, {n_rounds} "
+            f"times in all; that costs at most {n_rounds} times the scoring, in time and tables, "
+            "as each network is smaller than the one before. The row 'rounds' has the most it can "
+            "be"
+        )
     at_most = ""
     if job.score.target_standard_error is not None:
         at_most = ", and with all permutations where the target standard error may need fewer"

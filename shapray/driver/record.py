@@ -63,9 +63,20 @@ def earlier_run(store: RunDirectory) -> Earlier | None:
 
 
 class Record:
-    """The content of ``run.json``; published whole at every change, and at times between."""
+    """The content of ``run.json``; published whole at every change, and at times between.
 
-    def __init__(self, store: RunDirectory, job: Job, claim: Claim, started: str) -> None:
+    Args:
+        stages: that there will be.
+    """
+
+    def __init__(
+        self,
+        store: RunDirectory,
+        job: Job,
+        claim: Claim,
+        started: str,
+        stages: Sequence[str] = STAGES,
+    ) -> None:
         self.store, self.claim = store, claim
         self.published = time.monotonic()
         self.content: dict[str, Any] = {
@@ -74,7 +85,7 @@ class Record:
             "started": started,
             "versions": {"python": platform.python_version()}
             | {package: _version(package) for package in _PACKAGES},
-            "stages": {name: {"state": "waiting"} for name in STAGES},
+            "stages": {name: {"state": "waiting"} for name in stages},
             "failures": [],
         }
 

@@ -51,6 +51,8 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
     facts.add_row("calibration images", f"{len(plan.setup.calibration):,}")
     facts.add_row("exact values", f"{totals.n_exact / totals.n_values:.1%}")
     facts.add_row("evaluations", f"{totals.n_evaluations:,}")
+    if plan.chooser.prune.rounds > 1:
+        facts.add_row("rounds", str(plan.chooser.prune.rounds))
     console.print(facts)
     show_cuts(console, metrics)
     console.print(f"all files are in {store.shown}")
@@ -58,12 +60,18 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
 
 def show_cuts(console: Console, metrics: dict[str, Any]) -> None:
     """The whole network, the cut one, the repaired one and its rivals of the same size."""
-    rows = {"whole": [metrics["before"]], "cut": [metrics["cut"]]}
+    n_rounds = metrics["rounds"]
+    cut = f"cut in {n_rounds} rounds" if n_rounds > 1 else "cut"
+    rows = {"whole": [metrics["before"]], cut: [metrics["cut"]]}
     if metrics["repair"]:
         rows["repaired"] = [metrics["after"]]
     if metrics["random"]:
         rows[f"random ({len(metrics['random'])})"] = metrics["random"]
-    rows |= {found["criterion"]: [found] for found in metrics["criteria"]}
+    own = metrics["criterion"]
+    rows |= {
+        "in one round" if found["criterion"] == own else found["criterion"]: [found]
+        for found in metrics["criteria"]
+    }
     table = Table(box=box.SIMPLE)
     table.add_column("", style="bold")
     for title, _, _ in _SHOWN:
@@ -87,7 +95,7 @@ def show_cuts(console: Console, metrics: dict[str, Any]) -> None:
 def show_all(console: Console, store: RunDirectory) -> None:
     """A line for every cut of a run directory."""
     table = Table(box=box.SIMPLE)
-    for title in ("cut", "criterion", "repair", "multiply-adds", "accuracy", "loss"):
+    for title in ("cut", "criterion", "rounds", "repair", "multiply-adds", "accuracy", "loss"):
         table.add_column(
             title, justify="left" if title in ("cut", "criterion", "repair") else "right"
         )
@@ -99,6 +107,7 @@ def show_all(console: Console, store: RunDirectory) -> None:
         table.add_row(
             name or "the run's own",
             metrics["criterion"],
+            str(metrics.get("rounds", 1)),  # runs of version 0.3 had one
             ", ".join(metrics["repair"]) or "none",
             f"{after['multiply_adds'] / metrics['before']['multiply_adds']:.1%}",
             f"{after['top1']:.2%}",

@@ -1,7 +1,7 @@
 """Which channels of the original network are left in the pruned one, layer by layer."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,17 @@ class Kept:
     """None: all are kept."""
     inputs: tuple[int, ...] | None
     """None: all are kept."""
+
+
+def units_left(n_units: int, removed: Iterable[int]) -> list[int]:
+    """Of a group that has been cut, what its units 0, 1, ... are in the whole network.
+
+    Args:
+        n_units: of the group in the whole network.
+        removed: units of the whole network.
+    """
+    gone = set(removed)
+    return [unit for unit in range(n_units) if unit not in gone]
 
 
 def kept_channels(

@@ -53,7 +53,8 @@ def in_order(
 
     Args:
         turns: the group of the first unit to go, of the second, ...
-        choices: group -> `options`; a turn that is none waits for the next that makes one.
+        choices: group -> `options`, or those of them from some number on; a turn that is none
+            waits for the next that makes one.
     Raises:
         UnreachableError: not even all turns are enough.
     """
@@ -63,7 +64,8 @@ def in_order(
         for group in turns[:n_turns]:
             taken[group] += 1
         return {
-            group: max(n for n in choices[group] if n <= count) for group, count in taken.items()
+            group: max((n for n in choices[group] if n <= count), default=choices[group][0])
+            for group, count in taken.items()
         }
 
     low, high = 0, len(turns)
@@ -105,7 +107,7 @@ def least_loss(
 
     Args:
         losses: group -> count -> the loss with so many of its units gone.
-        choices: group -> `options`.
+        choices: group -> `options`, or those of them from some number on.
     Raises:
         UnreachableError: not even all that may go is enough.
     """
@@ -114,7 +116,7 @@ def least_loss(
     few = {group: _thinned(counts) for group, counts in choices.items()}
     loss_at = {group: np.array([losses[group](n) for n in counts]) for group, counts in few.items()}
     best, best_loss = None, math.inf
-    current = dict.fromkeys(choices, 0)
+    current = {group: counts[0] for group, counts in choices.items()}
     for _ in range(ROUNDS):
         sizes = {
             group: np.array([size(current | {group: n}) for n in counts])

@@ -71,6 +71,7 @@ def measurements_json(
         "criterion": after.cut.criterion,
         "allocation": prune.allocation,
         "repair": list(prune.repair),
+        "rounds": after.cut.rounds,
         **{
             name: found.numbers()
             | {
@@ -90,7 +91,7 @@ def measurements_json(
             if found.cut.criterion == "random"
         ],
         "criteria": [
-            {"criterion": found.cut.criterion}
+            {"criterion": found.cut.criterion, "rounds": found.cut.rounds}
             | found.numbers()
             | {"behind": _interval(paired_difference(after.tally, found.tally))}
             for found in rivals
@@ -118,6 +119,7 @@ def curve_table(measurements: Sequence[Measurement], n_units: int, key: str) -> 
             "ratio": (found.cut.size or 0.0) if key == "ratio" else found.cut.n_removed / n_units,
             "removed_fraction": found.cut.n_removed / n_units,
             "seed": found.cut.seed,
+            "rounds": found.cut.rounds,
         }
         | found.numbers()
         for found in sorted(measurements, key=lambda found: -found.multiply_adds)

@@ -1,8 +1,9 @@
 """Rankings and losses to the cuts that are compared, all at the sizes of the job's own."""
 
+import copy
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,13 +35,14 @@ class Cut:
     size: float | None  # that was asked for, in the job's own measure
     removed: Mapping[str, Sequence[int]]  # group -> units
     repair: tuple[str, ...]
+    rounds: int = 1  # of scoring and cutting
 
     @property
     def n_removed(self) -> int:
         return sum(len(units) for units in self.removed.values())
 
 
-WHOLE = Cut("whole", None, None, None, {}, ())
+WHOLE = Cut("whole", None, None, None, {}, (), rounds=0)
 
 
 class Chooser:
@@ -55,12 +57,31 @@ class Chooser:
     def __init__(self, prune: Prune, n_units: Mapping[str, int], sizes: Sizes | None) -> None:
         self.prune, self._sizes, self.n_units = prune, sizes, dict(n_units)
         self.latency: Size | None = None  # share of the whole network's, once it has been measured
+        self.gone = dict.fromkeys(n_units, 0)  # units of each group, in the rounds before
         self.choices = {
             name: [0]
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in prune.protect)
             else allocate.options(n, prune.min_units, prune.round_to)
             for name, n in self.n_units.items()
         }
+
+    def after(self, removed: Mapping[str, Sequence[int]], scored: Collection[str]) -> "Chooser":
+        """The chooser of a further round. It speaks of the whole network, too: of its sizes, and
+        of all units that go. Rivals are cut in one round.
+
+        Args:
+            removed: units that went in the rounds before: group -> units of the whole network.
+            scored: groups that can lose more; the others keep what they have.
+        """
+        chooser = copy.copy(self)
+        chooser.prune = self.prune.model_copy(update={"criteria": ()})
+        chooser.gone = {name: len(removed.get(name, ())) for name in self.n_units}
+        chooser.choices = {
+            name: [n for n in counts if n >= gone] if name in scored else [gone]
+            for name, counts in self.choices.items()
+            for gone in [chooser.gone[name]]
+        }
+        return chooser
 
     @property
     def sizes(self) -> Sizes:
@@ -136,7 +157,9 @@ class Chooser:
         """The units that go, group by group, ascending.
 
         Args:
-            losses: of the ranking, where `allocation` is measured.
+            ranking: of the whole network's units; what is gone goes first.
+            losses: of the ranking, where `allocation` is measured; in a further round, of what
+                more of a group goes.
             key, share: "macs" or "parameters" and the share that may stay; "ratio" and the share
                 of the units that go.
         """
@@ -144,7 +167,9 @@ class Chooser:
         orders = ranking.orders
         if self.prune.allocation == "measured":
             curves = {
-                group: _Interpolated(losses[ranking.name][group], n)
+                group: _Interpolated(
+                    losses[ranking.name].get(group, [0.0]), n - self.gone[group], self.gone[group]
+                )
                 for group, n in self.n_units.items()
             }
             found = allocate.least_loss(curves, self.choices, size, target)
@@ -171,8 +196,9 @@ def _up(share: float) -> float:
 class _Interpolated:
     """A loss curve at any count: never lower with more units gone."""
 
-    def __init__(self, losses: Sequence[float], n_units: int) -> None:
-        self.at, self.losses = counts(n_units), np.maximum.accumulate(np.array(losses))
+    def __init__(self, losses: Sequence[float], n_left: int, gone: int) -> None:
+        self.at = [gone + count for count in counts(n_left)][: len(losses)]
+        self.losses = np.maximum.accumulate(np.array(losses))
 
     def __call__(self, count: int) -> float:
         return float(np.interp(count, self.at, self.losses))
@@ -205,25 +231,32 @@ def compared_cuts(
     key: str,
     share: float,
     planned: float | None = None,
+    in_rounds: Mapping[str, Sequence[int]] | None = None,
 ) -> Compared:
     """The job's own cut at its own size and at those of the curve, and for each of them the cuts by
-    the other rankings with as many multiply-adds.
+    the other rankings with as many multiply-adds. Beside a cut in several rounds, the job's own
+    ranking in one round is among the others.
 
     Args:
         rankings: the job's own first.
         key, share: the job's target.
         planned: the share to plan with so that `share` comes out, if it is another one.
+        in_rounds: the job's own cut at its own size, if it was found in several rounds.
     """
     prune, sizes = chooser.prune, chooser.sizes
-    own, *others = rankings
+    own = rankings[0]
     found: list[Cut] = []
     for size in (share, *(size for size in prune.curve if size != share)):
         by = size if planned is None or size != share else planned
-        removed = chooser.choose(own, losses, key, by)
-        name = f"{own.name}-{size}"
-        found.append(Cut(name, own.criterion, own.seed, size, removed, prune.repair))
+        name, rivals, n_rounds = f"{own.name}-{size}", rankings[1:], 1
+        if found or in_rounds is None:
+            removed: Mapping[str, Sequence[int]] = chooser.choose(own, losses, key, by)
+        else:
+            removed, rivals, n_rounds = in_rounds, rankings, prune.rounds
+            name += f"-in-{n_rounds}-rounds"
+        found.append(Cut(name, own.criterion, own.seed, size, removed, prune.repair, n_rounds))
         macs = sizes.macs({group: len(units) for group, units in removed.items()})
-        for other in others:
+        for other in rivals:
             removed = chooser.choose(other, losses, "macs", macs / sizes.all_macs)
             name = f"{other.name}-{size}"
             found.append(Cut(name, other.criterion, other.seed, size, removed, prune.repair))
@@ -240,7 +273,8 @@ def compared_networks(prune: Prune) -> tuple[int, list[bool]]:
     key, value = prune.target
     n_sizes = 1 + sum(key in SEARCHED or size != value for size in prune.curve)
     bare = [False] * (1 + bool(prune.repair))
-    return n_rankings, [*bare, *[bool(prune.repair)] * (n_rankings * n_sizes)]
+    n_networks = n_rankings * n_sizes + (prune.rounds > 1)  # its own ranking in one round, too
+    return n_rankings, [*bare, *[bool(prune.repair)] * n_networks]
 
 
 def plan_json(
@@ -255,6 +289,7 @@ def plan_json(
     """
     return {
         "format": PLAN_FORMAT,
+        "rounds": plan.rounds,
         "groups": {
             group.name: {"n_units": group.n_units, "removed": list(plan.removed[group.name])}
             for group in groups

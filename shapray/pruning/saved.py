@@ -120,9 +120,34 @@ def load_pruned(
         raise JobError(
             without_credentials(f"{store.shown}/{RUN}: its network cannot be built: {error}")
         ) from error
-    pruned = _cut(f"{store.shown}/{of_plan}", model, run, plan, example)
+    pruned = _cut(f"{store.shown}/{of_plan}", model, section.factory, plan, example)
     _fill(f"{store.shown}/{of_weights}", pruned, state, section.factory)
     return pruned
+
+
+def read_cut(
+    store: RunDirectory, factory: str, whole: nn.Module, example: Tensor
+) -> tuple[nn.Module, dict[str, list[int]]]:
+    """A cut network that lies beside its ``plan.json``, and the units that it lacks.
+
+    Args:
+        store: the folder of both.
+        factory: of `whole`, for messages.
+        whole: the network before the cut, on the CPU; left as it is.
+        example: one image, (1, channels, height, width).
+    Returns:
+        the network, in the mode of `whole`; group -> units of the whole network, of all groups
+        that were scored then.
+    Raises:
+        JobError: a file is missing or damaged, or of another network.
+        StorageError: a file is there and cannot be read.
+    """
+    of_plan, of_weights, hint = "plan.json", "model.safetensors", "the network was not kept"
+    plan = _parsed(store, of_plan, _read(store, of_plan, hint), _Plan)
+    state = _tensors(store, of_weights, _read(store, of_weights, hint))
+    pruned = _cut(f"{store.shown}/{of_plan}", whole, factory, plan, example)
+    _fill(f"{store.shown}/{of_weights}", pruned, state, factory)
+    return pruned, {name: sorted(group.removed) for name, group in plan.groups.items()}
 
 
 def _read(store: RunDirectory, path: str, hint: str) -> bytes:
@@ -195,7 +220,7 @@ def _example(store: RunDirectory, run: _Run) -> Tensor:
         ) from error
 
 
-def _cut(where: str, model: nn.Module, run: _Run, plan: _Plan, example: Tensor) -> nn.Module:
+def _cut(where: str, model: nn.Module, factory: str, plan: _Plan, example: Tensor) -> nn.Module:
     try:
         for name, group in plan.groups.items():
             found = n_root_units(model.get_submodule(name))
@@ -209,7 +234,7 @@ def _cut(where: str, model: nn.Module, run: _Run, plan: _Plan, example: Tensor) 
     except Exception as error:  # the network is traced, and may raise anything
         raise JobError(
             f"{where}: its groups do not fit the network that "
-            f"{run.job.model.factory} makes, on an image of shape {run.example_shape}: "
+            f"{factory} makes, on an image of shape {tuple(example.shape)}: "
             f"{one_line(error)}"
         ) from error
     return pruned

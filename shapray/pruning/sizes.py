@@ -71,9 +71,15 @@ class Sizes:
         )
         return self.all_macs - gone
 
-    def macs_of_a_unit(self, group: str) -> float:
-        """That go with one unit of a group; at least one."""
-        return max(1.0, self.all_macs - self.macs({group: 1}))
+    def macs_of_a_unit(self, group: str, gone: Mapping[str, int] | None = None) -> float:
+        """That go with one more unit of a group; at least one.
+
+        Args:
+            gone: group -> how many of its units are gone already.
+        """
+        before = dict(gone or {})
+        after = before | {group: before.get(group, 0) + 1}
+        return max(1.0, self.macs(before) - self.macs(after))
 
     def parameters(self, removed: Mapping[str, int]) -> float:
         gone = 0.0

@@ -4,6 +4,7 @@ A file is written whole or not at all: its bytes are made in memory, then put un
 in one step (object stores), or written beside it and renamed (local folders)."""
 
 import contextlib
+import copy
 import errno
 import io
 import json
@@ -44,6 +45,12 @@ class RunDirectory:
         self.root: str = self.fs._strip_protocol(root).rstrip("/")
         local = isinstance(self.fs, LocalFileSystem)
         self.shown: str = self.root if local else without_credentials(url)
+
+    def within(self, folder: str) -> "RunDirectory":
+        """A folder of this one, for files as of a run."""
+        inner = copy.copy(self)
+        inner.root, inner.shown = f"{self.root}/{folder}", f"{self.shown}/{folder}"
+        return inner
 
     @property
     def shared(self) -> bool:

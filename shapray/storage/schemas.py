@@ -59,6 +59,7 @@ CURVE = pa.schema(
         pa.field("ratio", pa.float64(), nullable=False),
         pa.field("removed_fraction", pa.float64(), nullable=False),
         pa.field("seed", pa.int64()),
+        pa.field("rounds", pa.int64(), nullable=False),
         pa.field("top1", pa.float64(), nullable=False),
         pa.field("top1_low", pa.float64(), nullable=False),
         pa.field("top1_high", pa.float64(), nullable=False),

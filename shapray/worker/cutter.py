@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from shapray.errors import JobError
 from shapray.network.surgery import prune_model
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import criterion
+from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.files import publish
 from shapray.pruning.latency import bearable_batch, compared_latency
@@ -21,6 +23,8 @@ from shapray.pruning.saved import weights_bytes
 from shapray.worker.tasks import (
     CriterionScores,
     CriterionTask,
+    CutMade,
+    CutTask,
     EvaluateTask,
     Evaluation,
     GroupLosses,
@@ -88,8 +92,14 @@ class Cutter:
         ]
         return Latencies(task, {name: tuple(of[name] for of in timed) for name in networks})
 
+    def cut(self, task: CutTask) -> CutMade:
+        made = self._network(task.cut, len(self.setup.calibration), task.folder, ())
+        return CutMade(task, made.notes)
+
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        made, parts = self._network(task), []
+        n_images = task.first if task.images == "calibration" else len(self.setup.calibration)
+        formats, parts = self.setup.job.prune.export, []
+        made = self._network(task.cut, n_images, task.publish, formats)
         for first in range(task.first, task.last, IMAGES_AT_ONCE):
             last = min(first + IMAGES_AT_ONCE, task.last)
             images, labels = self._to_measure(task.images, first, last)
@@ -98,11 +108,18 @@ class Cutter:
             task, joined(parts), made.parameters, made.multiply_adds, made.file_bytes, made.notes
         )
 
-    def _network(self, task: EvaluateTask) -> _Made:
-        """The network of a cut, kept for the next slice of images."""
-        setup, cut = self.setup, task.cut
+    def _network(
+        self, cut: Cut, n_images: int, folder: str | None, formats: Sequence[str]
+    ) -> _Made:
+        """The network of a cut, kept for the next slice of images.
+
+        Args:
+            n_images: so many calibration images make the repair.
+            folder: for its files; None if they are not kept.
+            formats: of them, beside the weights.
+        """
+        setup = self.setup
         if self._made is None or self._made.cut != cut.name:
-            n_images = task.first if task.images == "calibration" else len(setup.calibration)
             images, labels = self._calibration(max(1, n_images) if cut.repair else 1)
             prune, seed = setup.job.prune, setup.job.score.seed
             made = compressed(
@@ -117,16 +134,16 @@ class Cutter:
                 n_fitted=self._n_repairable,
             )
             notes = tuple(f"{cut.name}: {line}" for line in made.done) + made.notes
-            if task.publish is not None:
+            if folder is not None:
                 notes += publish(
                     setup.store,
-                    task.publish,
+                    folder,
                     plan=cut,
                     groups=setup.groups,
                     whole=setup.model,
                     made=made,
                     images=images.cpu(),
-                    formats=prune.export,
+                    formats=formats,
                 )
             parameters, macs = count_macs(made.network, images[:1])
             n_bytes = len(weights_bytes(made.network))

@@ -139,6 +139,24 @@ class Latencies:
 
 
 @dataclass(frozen=True)
+class CutTask:
+    """Make a cut network, to be scored, and put its files into a folder of the run directory."""
+
+    cut: Cut
+    folder: str
+    cost: float = 1.0
+
+    def __str__(self) -> str:
+        return f"cut {self.cut.name}"
+
+
+@dataclass(frozen=True)
+class CutMade:
+    task: CutTask
+    notes: tuple[str, ...]  # what is to be said of it, a line each
+
+
+@dataclass(frozen=True)
 class EvaluateTask:
     """Measure a cut network on images ``first`` up to ``last`` of a set.
 

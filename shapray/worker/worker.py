@@ -13,6 +13,8 @@ from shapray.worker.rows import shard_table
 from shapray.worker.tasks import (
     CriterionScores,
     CriterionTask,
+    CutMade,
+    CutTask,
     EvaluateTask,
     Evaluation,
     GroupLosses,
@@ -99,6 +101,14 @@ class Worker:
     def latency(self, task: LatencyTask) -> Latencies:
         """How fast cut networks are on this worker, beside the whole one."""
         return self.cutter.latency(task)
+
+    def cut(self, task: CutTask) -> CutMade:
+        """A cut network's files.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        return self.cutter.cut(task)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Hits and losses of a cut network on some images, and its size.

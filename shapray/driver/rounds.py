@@ -1,0 +1,225 @@
+"""The rounds behind the first: a smaller network made, scored as it is, and cut further."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from shapray.cluster.pool import Failure
+from shapray.driver.crew import Crews
+from shapray.driver.cutting import Cutting
+from shapray.driver.fingerprint import fingerprint_parts
+from shapray.driver.inputs import Inputs
+from shapray.driver.plan import Plan, plan_further
+from shapray.driver.record import STAGES, Record, now
+from shapray.driver.scoring import inspected, scored, stop_if_failed
+from shapray.errors import JobError, NetworkError
+from shapray.inputs.digest import weights_digest
+from shapray.network.find import find_groups
+from shapray.pruning.allocate import UnreachableError
+from shapray.pruning.cuts import Chooser, Cut, Losses
+from shapray.pruning.evaluate import count_macs
+from shapray.pruning.ranking import Ranking
+from shapray.pruning.rounds import of_the_whole, repairs_between, sizes
+from shapray.pruning.saved import read_cut
+from shapray.storage.run_directory import RunDirectory
+from shapray.worker.tasks import CutMade, CutTask
+
+Removed = Mapping[str, Sequence[int]]  # group -> units of the whole network
+# Keys that say which network a further round scores; of the others none does.
+_DECIDING = (
+    "allocation",
+    "rank_by",
+    "per_multiply_add",
+    "random_seeds",
+    "min_units",
+    "round_to",
+    "protect",
+)
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """All that one round cuts by.
+
+    Attributes:
+        chooser, own, losses: see `Chooser.choose`.
+        origin: where they come from, for ``run.json``.
+    """
+
+    chooser: Chooser
+    own: Ranking
+    losses: Losses
+    origin: dict[str, Any]
+
+    def cut(self, number: int, size: float) -> dict[str, list[int]]:
+        prune = self.chooser.prune
+        key, value = prune.target
+        try:
+            return self.chooser.choose(self.own, self.losses, key, size)
+        except UnreachableError as error:
+            raise JobError(
+                f"prune.rounds: {prune.rounds}; {key}: {value} cannot be met by what can still go "
+                f"in round {number}; ask for fewer rounds"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A network to be scored.
+
+    Attributes:
+        removed: what it lacks.
+        origin: everything that says which network it is, but for rounding; for ``run.json``.
+        is_new: it was made just now; else an earlier run has.
+    """
+
+    network: nn.Module
+    removed: Removed
+    origin: dict[str, Any]
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What a job does behind its first scoring if it has several rounds.
+
+    Attributes:
+        inputs, planned: of the whole network.
+        record: of the run; its fingerprint is there.
+        precision: of all scoring.
+    """
+
+    inputs: Inputs
+    planned: Plan
+    record: Record
+    crews: Crews
+    precision: str
+
+    def cut(self, own: Ranking, losses: Losses) -> dict[str, list[int]]:
+        """The units that go by all rounds: group -> units of the whole network.
+
+        Args:
+            own, losses: of the whole network.
+        Raises:
+            JobError: the size cannot be met by what is left to go in a further round.
+            TasksFailed: some tasks were set aside.
+        """
+        *between, last = sizes(self.inputs.job.prune)
+        origin = {"scores": self.record.content["fingerprint"], "groups": self._n_units}
+        decision = _Decision(self.planned.chooser, own, losses, origin)
+        for number, size in enumerate(between, 2):
+            made = self._made(number, size, decision)
+            if made is not None:  # else the same network would get the same scores
+                decision = self._scored(number, made)
+        return decision.cut(len(between) + 1, last)
+
+    def _made(self, number: int, size: float, decision: _Decision) -> _Made | None:
+        """The network that a round scores; None if no unit goes on the way to it.
+
+        It is read from its files in any case, so that a run that is resumed scores the same.
+        """
+        prune = self.inputs.job.prune
+        origin = {
+            **decision.origin,
+            "size": {prune.target[0]: size},
+            "repair": list(repairs_between(prune)),
+            **prune.model_dump(mode="json", include=set(_DECIDING)),
+        }
+        if (kept := self._kept(number, origin)) is not None:
+            return kept
+        removed, own = decision.cut(number - 1, size), decision.own
+        if {name: len(units) for name, units in removed.items()} == decision.chooser.gone:
+            return None
+        cut = Cut(
+            f"round-{number}",
+            own.criterion,
+            own.seed,
+            size,
+            removed,
+            repairs_between(prune),
+            rounds=number - 1,
+        )
+        found: list[CutMade] = []
+        task = CutTask(cut, _folder(number))
+        failures = self.crews.of(self.planned).do("cut", [task], found.append)
+        stop_if_failed("cut", failures, self.record)
+        for note in found[0].notes:
+            self.crews.console.print(f"round {number}: {note}")
+        return _Made(*self._read(number), origin, is_new=True)
+
+    def _kept(self, number: int, origin: dict[str, Any]) -> _Made | None:
+        """The same network by an earlier run, if all of it is there."""
+        match self._store(number).read_json("run.json"):
+            case {"made_of": made_of, "fingerprint_parts": {"model.weights": weights}}:
+                if made_of == origin:
+                    with contextlib.suppress(JobError):  # what is damaged is made again
+                        network, removed = self._read(number)
+                        if weights_digest(network) == weights:
+                            return _Made(network, removed, origin, is_new=False)
+        return None
+
+    def _scored(self, number: int, made: _Made) -> _Decision:
+        """A smaller network's scores, said of the whole network's units."""
+        job, network = self.inputs.job, made.network
+        store = self._store(number)
+        try:
+            groups = tuple(find_groups(network, self.planned.example))
+            inputs = replace(self.inputs, model=network, groups=groups, store=store)
+            planned = plan_further(self.planned, inputs, made.removed)
+        except NetworkError as error:
+            raise JobError(
+                f"prune.rounds: {job.prune.rounds}; the network of round {number} cannot be "
+                f"scored: {error}"
+            ) from error
+        self._announce(number, planned)
+        record = Record(store, job, self.record.claim, now(), STAGES[:-1])
+        record.content["made_of"] = made.origin
+        record.describe(planned, self.precision, fingerprint_parts(inputs, self.precision))
+        crew = self.crews.of(planned)
+        n_active = None
+        if made.is_new or job.score.estimator == "exact":
+            n_active = inspected(crew, planned, ["calibration"])
+        scored(crew, planned, n_active, self.precision, record)
+
+        def stop(stage: str, failures: list[Failure]) -> None:
+            stop_if_failed(stage, failures, record)
+
+        with record.stage("prune"):
+            cutting = Cutting(crew, planned, planned.chooser, "prune", stop)
+            [own], losses = cutting.ranked_anew()
+        n_units = {group.name: group.n_units for group in planned.setup.groups}
+        origin = {"scores": record.content["fingerprint"], "groups": n_units}
+        own = of_the_whole(own, self._n_units, made.removed)
+        return _Decision(planned.chooser, own, losses, origin)
+
+    def _announce(self, number: int, planned: Plan) -> None:
+        """Say what is scored now, and which groups are not, though they were before."""
+        console, whole = self.crews.console, self.planned.chooser.sizes
+        parameters, macs = count_macs(planned.setup.model, planned.example)
+        console.print(
+            f"round {number} of {self.inputs.job.prune.rounds}: "
+            f"{macs / whole.all_macs:.1%} of the multiply-adds and "
+            f"{parameters / whole.all_parameters:.1%} of the parameters are left to be scored"
+        )
+        reasons = {group.name: group.reason for group in planned.groups}
+        for name in self._n_units:
+            if (reason := reasons.get(name, "it is not found any more")) is not None:
+                console.print(f"round {number}: group {name} keeps what it has: {reason}")
+
+    @property
+    def _n_units(self) -> dict[str, int]:
+        return self.planned.chooser.n_units
+
+    def _read(self, number: int) -> tuple[nn.Module, Removed]:
+        factory, whole = self.inputs.job.model.factory, self.inputs.model
+        return read_cut(self._store(number), factory, whole, self.planned.example)
+
+    def _store(self, number: int) -> RunDirectory:
+        return self.inputs.store.within(_folder(number))
+
+
+def _folder(number: int) -> str:
+    return f"rounds/{number}"

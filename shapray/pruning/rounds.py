@@ -1,0 +1,67 @@
+"""A cut in several rounds: how small the network is after each, and what is said of a smaller
+network's units said of the whole network's.
+
+What units are worth changes as others go. So the first round cuts to a size on the way; what is
+left is scored as it is then, and cut further.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from shapray.config import Prune
+from shapray.network.index_maps import units_left
+from shapray.pruning.cuts import Chooser
+from shapray.pruning.ranking import Ranking
+
+BETWEEN = ("batchnorm", "least_squares")  # repairs of a network that is scored once more
+
+
+def sizes(prune: Prune) -> list[float]:
+    """The target of every round, in the job's own measure; the last is the job's own.
+
+    Each round leaves the same share of what the round before has left.
+    """
+    key, value = prune.target
+    parts = [number / prune.rounds for number in range(1, prune.rounds)]
+    if key == "ratio":
+        return [*(1 - (1 - value) ** part for part in parts), value]
+    return [*(value**part for part in parts), value]
+
+
+def check_rounds(prune: Prune, chooser: Chooser) -> None:
+    """Each round can take a unit at least.
+
+    Raises:
+        ValueError: names the key and the most rounds there can be.
+    """
+    most = sum(counts[-1] for counts in chooser.choices.values())
+    if prune.rounds > max(1, most):
+        raise ValueError(
+            f"rounds: {prune.rounds}; each takes a unit at least, and of the "
+            f"{sum(chooser.n_units.values())} units in the {len(chooser.n_units)} groups to score "
+            f"{most} can go; so there can be {max(1, most)} rounds at most"
+        )
+
+
+def repairs_between(prune: Prune) -> tuple[str, ...]:
+    """What is done for a network that is scored once more: nothing that takes training."""
+    return tuple(name for name in prune.repair if name in BETWEEN)
+
+
+def of_the_whole(
+    ranking: Ranking, n_units: Mapping[str, int], removed: Mapping[str, Sequence[int]]
+) -> Ranking:
+    """A cut network's ranking as one of the whole network's units: what is gone goes first.
+
+    Args:
+        ranking: of the cut network; a group that it lacks loses no more.
+        n_units: of the whole network's groups.
+        removed: what the cut network lacks: group -> units of the whole network.
+    """
+    scores = {}
+    for group, n in n_units.items():
+        scores[group] = np.full(n, -np.inf)
+        left = units_left(n, removed.get(group, ()))
+        scores[group][left] = ranking.scores.get(group, np.inf)
+    return Ranking(ranking.criterion, ranking.seed, scores)
