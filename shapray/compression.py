@@ -1,12 +1,13 @@
 """The public functions behind the scores: plan a cut, make it, repair it, or all at once."""
 
 import copy
+import glob
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+from rich.console import Console
 from torch import Tensor, nn
 
 from shapray.api import Scores, like, score
@@ -22,7 +23,6 @@ from shapray.arguments import (
 from shapray.config import Cluster, Prune, Score
 from shapray.config.prune import TARGETS
 from shapray.driver.console import PlainConsole
-from shapray.engine.trace import fold
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
 from shapray.network.group import Group
@@ -30,11 +30,17 @@ from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
 from shapray.pruning.compressed import Compressed, compressed
-from shapray.pruning.criteria import criterion
 from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import count_macs
-from shapray.pruning.ranking import Ranking, needed_criteria, rankings
-from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
+from shapray.pruning.ranked import named, ranked
+from shapray.pruning.ranking import needed_criteria, rankings
+from shapray.pruning.rounds import (
+    Decision,
+    check_rounds,
+    of_the_whole,
+    repairs_between,
+    sizes_on_the_way,
+)
 from shapray.pruning.sizes import Sizes
 
 CHOOSING = (
@@ -82,40 +88,35 @@ def plan(
     given = {"allocation": "global" if model is None or images is None else "measured"} | given
     asked = section_of(Prune, given | {"criteria": []})
     key, share = asked.target
-    table = scores.scores
-    names = list(dict.fromkeys(table["group"].to_pylist()))
     by_rank = key == "ratio" and asked.allocation != "measured" and not asked.per_multiply_add
     if model is None or images is None:
         if by_rank and not needed_criteria(asked):
-            [ranking] = rankings(table, asked, {})
-            return _chosen(asked, ranking, None, {})
+            [ranking] = rankings(scores.scores, asked, {})
+            return _chooser(asked, scores, None, None).choose(ranking, {}, key, share)
         raise ValueError(
             f"model, images: both are needed for {key}: {share}, allocation: {asked.allocation}, "
             f"rank_by: {', '.join(asked.rank_by)}; a ratio of the units by their scores needs none"
         )
     whole, pixels = scorable(model), pixels_of(images)
-    groups = find_groups(whole, pixels[:1])
-    sizes = Sizes(whole, groups, pixels[:1])
-    scored = _named(groups, names)
-    table = _with_criteria(table, whole, scored, pixels, labels, asked)
-    [ranking] = rankings(table, asked, {n: sizes.macs_of_a_unit(n) for n in names})
-    losses, repaired = {}, "least_squares" in asked.repair
-    some = pixels[shuffled(len(pixels))[:CURVE_IMAGES]]
-    folded = fold(whole, pixels[:1])
-    for group in scored if asked.allocation == "measured" else ():
-        order = {ranking.name: ranking.orders[group.name]}
-        of_group = loss_curves(whole, group, order, some, repaired, folded)
-        losses[group.name] = of_group[ranking.name]
-    return _chosen(asked, ranking, sizes, losses)
+    chooser = _chooser(asked, scores, whole, pixels)
+    ranking, losses = ranked(chooser, scores.scores, whole, pixels, labels_of(labels, len(pixels)))
+    return chooser.choose(ranking, losses, key, share)
 
 
-def _chosen(
-    asked: Prune, ranking: Ranking, sizes: Sizes | None, losses: Mapping[str, Sequence[float]]
-) -> dict[str, list[int]]:
-    n_units = {group: len(values) for group, values in ranking.scores.items()}
-    chooser = Chooser(asked, n_units, sizes)
+def _chooser(
+    asked: Prune, scores: Scores, whole: nn.Module | None, pixels: Tensor | None
+) -> Chooser:
+    """Raises ValueError for sizes that cannot be met."""
+    names = scores.scores["group"].to_pylist()
+    sizes = None
+    if whole is not None and pixels is not None:
+        groups = find_groups(whole, pixels[:1])
+        named(groups, names)
+        sizes = Sizes(whole, groups, pixels[:1])
+    chooser = Chooser(asked, Counter(names), sizes)
     chooser.check()
-    return chooser.choose(ranking, {ranking.name: losses}, *asked.target)
+    check_rounds(asked, chooser)
+    return chooser
 
 
 def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> nn.Module:
@@ -221,8 +222,9 @@ def compress(
         labels: (n,) integers from 0; without them units are scored by how far the outputs move.
         progress: say what is done.
         **settings: keys of the job file's sections `score`, `cluster` and `prune` by their names:
-            `macs` (share that may stay, 0.5 unless another target is given), `repair`,
-            `permutations`, ...; and `groups`, `ids`, `workers` as in `score`.
+            `macs` (share that may stay, 0.5 unless another target is given), `repair`, `rounds`
+            (of scoring and cutting on the way there), `permutations`, ...; and `groups`, `ids`,
+            `workers` as in `score`.
     Returns:
         the smaller network, in eval mode, float32, on the network's device.
     Raises:
@@ -230,19 +232,21 @@ def compress(
         RuntimeError: scoring failed; names group and images.
     """
     of_scores = {"groups", "ids", "workers", *Score.model_fields, *Cluster.model_fields}
-    _known(settings, list(dict.fromkeys([*CHOOSING, "ratio", *REPAIRING, *sorted(of_scores)])))
-    choosing = {key: settings[key] for key in settings if key in (*CHOOSING, "ratio")}
+    of_plan = (*CHOOSING, "ratio", "rounds")
+    _known(settings, list(dict.fromkeys([*of_plan, *REPAIRING, *sorted(of_scores)])))
+    choosing = {key: settings[key] for key in settings if key in of_plan}
     if not set(TARGETS) & choosing.keys():
         choosing["macs"] = 0.5
     repairing = {key: settings[key] for key in settings if key in REPAIRING}
     scoring = {key: settings[key] for key in settings if key in of_scores}
     if labels is None:
         scoring.setdefault("value", "neg_kl_divergence")
-    section_of(Prune, choosing | repairing)  # what is wrong is said before anything is scored
+    # what is wrong is said before anything is scored
+    asked = section_of(Prune, choosing | repairing | {"criteria": []})
     console = PlainConsole(quiet=not progress)
     scores = score(model, images, labels, progress=progress, **scoring)
     console.print(repr(scores))
-    cut = plan(scores, model=model, images=images, labels=labels, **choosing)
+    cut = _in_rounds(asked, scores, model, images, labels, scoring, console)
     made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing)
     small = made.network
     example = images[:1].to(like(small))
@@ -258,6 +262,45 @@ def compress(
     return small
 
 
+def _in_rounds(
+    asked: Prune,
+    scores: Scores,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | Sequence[int] | None,
+    scoring: Mapping[str, Any],
+    console: Console,
+) -> dict[str, list[int]]:
+    """The units that go by all rounds.
+
+    Args:
+        scores: of the whole network.
+        scoring: how it was scored, and what is left of it is.
+    """
+    whole, pixels = scorable(model), pixels_of(images)
+    targets = labels_of(labels, len(pixels))
+    first = _chooser(asked, scores, whole, pixels)
+    decision = Decision(1, first, *ranked(first, scores.scores, whole, pixels, targets))
+    names = [glob.escape(name) for name in first.n_units]
+    again = {**scoring, "groups": names, "progress": not console.quiet}
+    repairing = {"repair": list(repairs_between(asked))}
+    *between, last = sizes_on_the_way(asked)
+    for number, size in enumerate(between, 2):
+        cut = decision.cut(size)
+        if not decision.takes_more(cut):
+            continue  # the same network would get the same scores
+        made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing)
+        scores = score(made.network, images, labels, **again)
+        console.print(f"round {number} of {asked.rounds}: {scores!r}")
+        scored = set(scores.scores["group"].to_pylist())
+        for name in first.n_units.keys() - scored:
+            console.print(f"round {number}: group {name} keeps what it has")
+        chooser = first.after(cut, scored)
+        own, losses = ranked(chooser, scores.scores, scorable(made.network), pixels, targets)
+        decision = Decision(number, chooser, of_the_whole(own, first.n_units, cut), losses)
+    return decision.cut(last)
+
+
 def _in_words(repairing: Mapping[str, Any]) -> str:
     names = section_of(Prune, repairing).repair
     return f"repaired by {', '.join(names)}" if names else "not repaired"
@@ -267,14 +310,6 @@ def _known(settings: Mapping[str, Any], names: Sequence[str]) -> None:
     unknown = settings.keys() - set(names)
     if unknown:
         raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(names)}")
-
-
-def _named(groups: Sequence[Group], names: Sequence[str]) -> list[Group]:
-    by_name = {group.name: group for group in groups}
-    lost = [name for name in names if name not in by_name]
-    if lost:
-        raise ValueError(f"model: it has no group '{lost[0]}', which the scores are of")
-    return [by_name[name] for name in names]
 
 
 def _check_cut(whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> list[Group]:
@@ -290,23 +325,3 @@ def _check_cut(whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tens
         if reason is not None:
             raise ValueError(f"cut: group '{group.name}' cannot be cut: {reason}")
     return found
-
-
-def _with_criteria(
-    table: pa.Table,
-    whole: nn.Module,
-    groups: Sequence[Group],
-    pixels: Tensor,
-    labels: Tensor | Sequence[int] | None,
-    asked: Prune,
-) -> pa.Table:
-    targets = labels_of(labels, len(pixels))
-    for name in needed_criteria(asked):
-        if name not in table.column_names:
-            try:
-                of_groups = criterion(name, whole, groups, pixels, targets)
-            except ValueError as error:
-                raise ValueError(f"rank_by: {error}") from error
-            values = np.concatenate([of_groups[group.name] for group in groups])
-            table = table.append_column(name, pa.array(values, pa.float64()))
-    return table

@@ -13,6 +13,7 @@ import shapray
 from shapray.config import load_job
 from shapray.inputs.images import open_images
 from shapray.inputs.model import build_model
+from shapray.pruning.saved import load_pruned
 from shapray.run import main
 
 SETTINGS = {"permutations": 2, "precision": "float32", "progress": False}
@@ -254,3 +255,57 @@ def test_a_head_that_only_training_uses_is_dropped_with_a_word(digits):
     assert small.training
     assert small(images).shape == (len(images), 10)
     assert model.aid is not None
+
+
+def test_compressed_in_rounds(digits, capsys):
+    _, model, calibration, evaluation = digits
+    images, labels = given(calibration)
+    asked = {"rounds": 2, "groups": ["conv*", "fc1"], "ids": calibration.ids}
+    small = shapray.compress(
+        model, images, labels, macs=0.5, **asked, **SETTINGS | {"progress": True}
+    )
+    assert "round 2 of 2: Scores of " in capsys.readouterr().out
+    quality, whole = (shapray.evaluate(net, *given(evaluation)) for net in (small, model))
+    assert 0.47 < quality.multiply_adds / whole.multiply_adds <= 0.5
+    assert quality.top1 > 0.9
+    assert {name: getattr(small, name).weight.shape[0] for name in ("conv1", "fc1")} != {
+        "conv1": 32,
+        "fc1": 64,
+    }
+
+
+def test_it_cuts_in_rounds_as_a_job_does(digits, tmp_path):
+    path, model, calibration, _ = digits
+    output = f"memory://{tmp_path.name}"
+    prune = "prune={macs: 0.5, rounds: 2, criteria: [], export: [], allocation: global}"
+    asked = [f"output={output}", "score.precision=float32", prune]
+    assert main([str(path), *asked]) == 0
+    small = shapray.compress(
+        model,
+        *given(calibration),
+        ids=calibration.ids,
+        rounds=2,
+        allocation="global",
+        **SETTINGS,
+        **OF_JOB,
+    )
+    there = load_pruned(output)
+    shapes = {name: tensor.shape for name, tensor in there.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in small.state_dict().items()} == shapes
+    for name, tensor in small.state_dict().items():
+        torch.testing.assert_close(tensor, there.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "^rounds: expected a whole number from 1 to .*found 0"),
+        ({"rounds": 500}, "^rounds: 500; each takes a unit .* 16 units in the 1 groups .* 15 can"),
+        ({"ratio": 0.5, "rounds": True}, "^rounds: expected a whole number"),
+    ],
+)
+def test_rounds_that_cannot_be(digits, changes, message):
+    _, model, calibration, _ = digits
+    images, labels = given(calibration)
+    with pytest.raises(ValueError, match=message):
+        shapray.compress(model, images, labels, groups="conv3", **SETTINGS, **changes)

@@ -1,7 +1,6 @@
 """The rounds behind the first: a smaller network made, scored as it is, and cut further."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,52 +17,28 @@ from shapray.driver.scoring import inspected, scored, stop_if_failed
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.digest import weights_digest
 from shapray.network.find import find_groups
-from shapray.pruning.allocate import UnreachableError
-from shapray.pruning.cuts import Chooser, Cut, Losses
+from shapray.pruning.cuts import Cut, Losses
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.ranking import Ranking
-from shapray.pruning.rounds import of_the_whole, repairs_between, sizes
+from shapray.pruning.rounds import (
+    Decision,
+    Removed,
+    of_the_whole,
+    repairs_between,
+    sizes_on_the_way,
+)
 from shapray.pruning.saved import read_cut
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.tasks import CutMade, CutTask
 
-Removed = Mapping[str, Sequence[int]]  # group -> units of the whole network
-# Keys that say which network a further round scores; of the others none does.
 _DECIDING = (
     "allocation",
     "rank_by",
     "per_multiply_add",
-    "random_seeds",
     "min_units",
     "round_to",
     "protect",
-)
-
-
-@dataclass(frozen=True)
-class _Decision:
-    """All that one round cuts by.
-
-    Attributes:
-        chooser, own, losses: see `Chooser.choose`.
-        origin: where they come from, for ``run.json``.
-    """
-
-    chooser: Chooser
-    own: Ranking
-    losses: Losses
-    origin: dict[str, Any]
-
-    def cut(self, number: int, size: float) -> dict[str, list[int]]:
-        prune = self.chooser.prune
-        key, value = prune.target
-        try:
-            return self.chooser.choose(self.own, self.losses, key, size)
-        except UnreachableError as error:
-            raise JobError(
-                f"prune.rounds: {prune.rounds}; {key}: {value} cannot be met by what can still go "
-                f"in round {number}; ask for fewer rounds"
-            ) from error
+)  # keys that say which network a further round scores
 
 
 @dataclass(frozen=True)
@@ -107,31 +82,33 @@ class Rounds:
             JobError: the size cannot be met by what is left to go in a further round.
             TasksFailed: some tasks were set aside.
         """
-        *between, last = sizes(self.inputs.job.prune)
-        origin = {"scores": self.record.content["fingerprint"], "groups": self._n_units}
-        decision = _Decision(self.planned.chooser, own, losses, origin)
+        *between, last = sizes_on_the_way(self.inputs.job.prune)
+        decision = Decision(1, self.planned.chooser, own, losses)
+        fingerprint = self.record.content["fingerprint"]
         for number, size in enumerate(between, 2):
-            made = self._made(number, size, decision)
+            made = self._made(number, size, decision, fingerprint)
             if made is not None:  # else the same network would get the same scores
-                decision = self._scored(number, made)
-        return decision.cut(len(between) + 1, last)
+                decision, fingerprint = self._scored(number, made)
+        return _cut(decision, last)
 
-    def _made(self, number: int, size: float, decision: _Decision) -> _Made | None:
+    def _made(self, number: int, size: float, decision: Decision, fingerprint: str) -> _Made | None:
         """The network that a round scores; None if no unit goes on the way to it.
 
         It is read from its files in any case, so that a run that is resumed scores the same.
         """
         prune = self.inputs.job.prune
         origin = {
-            **decision.origin,
+            "scores": fingerprint,
+            "groups": [name for name, counts in decision.chooser.choices.items() if counts[1:]],
             "size": {prune.target[0]: size},
+            "seed": decision.own.seed,
             "repair": list(repairs_between(prune)),
             **prune.model_dump(mode="json", include=set(_DECIDING)),
         }
         if (kept := self._kept(number, origin)) is not None:
             return kept
-        removed, own = decision.cut(number - 1, size), decision.own
-        if {name: len(units) for name, units in removed.items()} == decision.chooser.gone:
+        removed, own = _cut(decision, size), decision.own
+        if not decision.takes_more(removed):
             return None
         cut = Cut(
             f"round-{number}",
@@ -152,17 +129,17 @@ class Rounds:
 
     def _kept(self, number: int, origin: dict[str, Any]) -> _Made | None:
         """The same network by an earlier run, if all of it is there."""
-        match self._store(number).read_json("run.json"):
-            case {"made_of": made_of, "fingerprint_parts": {"model.weights": weights}}:
-                if made_of == origin:
-                    with contextlib.suppress(JobError):  # what is damaged is made again
+        with contextlib.suppress(JobError):  # what is damaged is made again
+            match self._store(number).read_json("run.json"):
+                case {"made_of": made_of, "fingerprint_parts": {"model.weights": weights}}:
+                    if made_of == origin:
                         network, removed = self._read(number)
                         if weights_digest(network) == weights:
                             return _Made(network, removed, origin, is_new=False)
         return None
 
-    def _scored(self, number: int, made: _Made) -> _Decision:
-        """A smaller network's scores, said of the whole network's units."""
+    def _scored(self, number: int, made: _Made) -> tuple[Decision, str]:
+        """A smaller network's scores, said of the whole network's units, and their fingerprint."""
         job, network = self.inputs.job, made.network
         store = self._store(number)
         try:
@@ -190,10 +167,8 @@ class Rounds:
         with record.stage("prune"):
             cutting = Cutting(crew, planned, planned.chooser, "prune", stop)
             [own], losses = cutting.ranked_anew()
-        n_units = {group.name: group.n_units for group in planned.setup.groups}
-        origin = {"scores": record.content["fingerprint"], "groups": n_units}
         own = of_the_whole(own, self._n_units, made.removed)
-        return _Decision(planned.chooser, own, losses, origin)
+        return Decision(number, planned.chooser, own, losses), record.content["fingerprint"]
 
     def _announce(self, number: int, planned: Plan) -> None:
         """Say what is scored now, and which groups are not, though they were before."""
@@ -219,6 +194,13 @@ class Rounds:
 
     def _store(self, number: int) -> RunDirectory:
         return self.inputs.store.within(_folder(number))
+
+
+def _cut(decision: Decision, size: float) -> dict[str, list[int]]:
+    try:
+        return decision.cut(size)
+    except ValueError as error:
+        raise JobError(f"prune.{error}") from error
 
 
 def _folder(number: int) -> str:

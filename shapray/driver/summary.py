@@ -95,7 +95,7 @@ def show_cuts(console: Console, metrics: dict[str, Any]) -> None:
 def show_all(console: Console, store: RunDirectory) -> None:
     """A line for every cut of a run directory."""
     table = Table(box=box.SIMPLE)
-    for title in ("cut", "criterion", "rounds", "repair", "multiply-adds", "accuracy", "loss"):
+    for title in ("cut", "criterion", "repair", "multiply-adds", "accuracy", "loss"):
         table.add_column(
             title, justify="left" if title in ("cut", "criterion", "repair") else "right"
         )
@@ -103,11 +103,10 @@ def show_all(console: Console, store: RunDirectory) -> None:
         metrics = store.read_json(f"prune/{name}/metrics.json" if name else "prune/metrics.json")
         if metrics is None or "repair" not in metrics:
             continue
-        after = metrics["after"]
+        after, n_rounds = metrics["after"], metrics.get("rounds", 1)  # version 0.3 knew but one
         table.add_row(
             name or "the run's own",
-            metrics["criterion"],
-            str(metrics.get("rounds", 1)),  # runs of version 0.3 had one
+            metrics["criterion"] + (f" in {n_rounds} rounds" if n_rounds > 1 else ""),
             ", ".join(metrics["repair"]) or "none",
             f"{after['multiply_adds'] / metrics['before']['multiply_adds']:.1%}",
             f"{after['top1']:.2%}",

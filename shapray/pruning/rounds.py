@@ -6,18 +6,21 @@ left is scored as it is then, and cut further.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from shapray.config import Prune
 from shapray.network.index_maps import units_left
-from shapray.pruning.cuts import Chooser
+from shapray.pruning.allocate import UnreachableError
+from shapray.pruning.cuts import Chooser, Losses
 from shapray.pruning.ranking import Ranking
 
+Removed = Mapping[str, Sequence[int]]  # group -> units of the whole network
 BETWEEN = ("batchnorm", "least_squares")  # repairs of a network that is scored once more
 
 
-def sizes(prune: Prune) -> list[float]:
+def sizes_on_the_way(prune: Prune) -> list[float]:
     """The target of every round, in the job's own measure; the last is the job's own.
 
     Each round leaves the same share of what the round before has left.
@@ -49,9 +52,7 @@ def repairs_between(prune: Prune) -> tuple[str, ...]:
     return tuple(name for name in prune.repair if name in BETWEEN)
 
 
-def of_the_whole(
-    ranking: Ranking, n_units: Mapping[str, int], removed: Mapping[str, Sequence[int]]
-) -> Ranking:
+def of_the_whole(ranking: Ranking, n_units: Mapping[str, int], removed: Removed) -> Ranking:
     """A cut network's ranking as one of the whole network's units: what is gone goes first.
 
     Args:
@@ -65,3 +66,40 @@ def of_the_whole(
         left = units_left(n, removed.get(group, ()))
         scores[group][left] = ranking.scores.get(group, np.inf)
     return Ranking(ranking.criterion, ranking.seed, scores)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """All that a round cuts by, said of the whole network.
+
+    Attributes:
+        number: of the round, from 1.
+        chooser, own, losses: see `Chooser.choose`.
+    """
+
+    number: int
+    chooser: Chooser
+    own: Ranking
+    losses: Losses
+
+    def cut(self, size: float) -> dict[str, list[int]]:
+        """The units that go by this round and those before.
+
+        Args:
+            size: that the network comes to, of `sizes_on_the_way`.
+        Raises:
+            ValueError: what can still go is not enough; names the key.
+        """
+        prune = self.chooser.prune
+        key, value = prune.target
+        try:
+            return self.chooser.choose(self.own, self.losses, key, size)
+        except UnreachableError as error:
+            raise ValueError(
+                f"rounds: {prune.rounds}; {key}: {value} cannot be met by what can still go in "
+                f"round {self.number}; ask for fewer rounds"
+            ) from error
+
+    def takes_more(self, cut: Removed) -> bool:
+        """Whether the round takes units that those before have left."""
+        return any(len(units) > self.chooser.gone[group] for group, units in cut.items())

@@ -1,6 +1,7 @@
 """Looking ahead: what a plan counts is what the run does, and a budget is kept."""
 
 import itertools
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -11,7 +12,7 @@ from tiny import write_job
 
 from shapray.cluster.needs import workers_here
 from shapray.config import load_job
-from shapray.driver.forecast import fitting, make_forecast, makespan
+from shapray.driver.forecast import Forecast, fitting, make_forecast, makespan
 from shapray.driver.preview import parse_time
 from shapray.driver.tasks import evaluated_slices
 from shapray.errors import JobError
@@ -194,3 +195,21 @@ def test_a_plan_without_losses_to_measure(tmp_path, capsys, allocation):
     job = str(write_job(tmp_path))
     assert main([job, "--plan", f"prune.allocation={allocation}"]) == 0
     assert "losses" not in capsys.readouterr().out
+
+
+def test_a_plan_of_several_rounds_says_the_most_that_they_take(tmp_path, memory, capsys, forecast):
+    job = write_job(tmp_path, score=MIXED, output=OUTPUT, prune={"macs": 0.5, "rounds": 3})
+    assert main([str(job), "--plan"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "prune.rounds: 3: what is left after a round is scored again" in said
+    assert "at most 3 times the scoring" in said
+    assert not memory.fs.store
+    one = forecast.at(8).work
+    asked = forecast.planned.setup.job.model_copy(update={"prune": load_job(job).prune})
+    setup = replace(forecast.planned.setup, job=asked)
+    planned = replace(forecast.planned, setup=setup)
+    of_three = Forecast(planned, forecast.survey, 1, "here", 0.0).at(8)
+    scoring = forecast.at(8).worker_seconds("score")
+    assert one["rounds"] == []
+    assert of_three.worker_seconds("score") == scoring
+    assert of_three.worker_seconds("rounds") > 2 * scoring

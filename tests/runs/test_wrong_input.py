@@ -62,6 +62,17 @@ def test_an_unknown_key_is_named_by_the_command(tmp_path):
             ["prune.ratio=0.5", "prune.protect=[conv*]"],
             ["prune.ratio: 0.5 cannot be met", "['conv*']", "43.75% of the units can go"],
         ),
+        (["prune.rounds=0"], ["prune.rounds: expected a whole number from 1", "(found 0)"]),
+        (["prune.rounds=1.5"], ["prune.rounds: expected a whole number from 1", "1.5"]),
+        (
+            ["prune.rounds=2", "prune.latency=0.5"],
+            ["rounds is 2, with latency: 0.5", "macs, parameters or ratio"],
+        ),
+        (["prune.rounds=3", "prune.min_accuracy=0.5"], ["rounds is 3, with min_accuracy: 0.5"]),
+        (
+            ["prune.rounds=500"],
+            ["prune.rounds: 500", "144 units in the 4 groups", "140 can go", "140 rounds at most"],
+        ),
         (["output=nosuch://bucket/run"], ["output", "nosuch://bucket/run"]),
     ],
 )
