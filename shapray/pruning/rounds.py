@@ -38,12 +38,12 @@ def check_rounds(prune: Prune, chooser: Chooser) -> None:
     Raises:
         ValueError: names the key and the most rounds there can be.
     """
-    most = sum(counts[-1] for counts in chooser.choices.values())
+    most, n_groups = sum(counts[-1] for counts in chooser.choices.values()), len(chooser.n_units)
     if prune.rounds > max(1, most):
         raise ValueError(
             f"rounds: {prune.rounds}; each takes a unit at least, and of the "
-            f"{sum(chooser.n_units.values())} units in the {len(chooser.n_units)} groups to score "
-            f"{most} can go; so there can be {max(1, most)} rounds at most"
+            f"{sum(chooser.n_units.values())} units in the {n_groups} group{'s' * (n_groups > 1)} "
+            f"to score {most} can go; so there can be {max(1, most)} rounds at most"
         )
 
 
