@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from shapray.cluster.pool import Failure
 from shapray.config import Prune
 from shapray.driver.crew import Crew
+from shapray.driver.kept import KeptLosses, has_criterion, with_criterion
 from shapray.driver.plan import Plan
 from shapray.driver.tasks import evaluate_tasks, measured
 from shapray.errors import JobError
+from shapray.inputs.digest import digest
 from shapray.pruning.allocate import Size, UnreachableError
-from shapray.pruning.curve import curve_table, losses_table, measurements_json
+from shapray.pruning.curve import curve_table, measurements_json
 from shapray.pruning.cuts import (
     SEARCHED,
     WHOLE,
@@ -30,7 +32,7 @@ from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
 from shapray.pruning.repair.distill import HELD_BACK
-from shapray.storage.schemas import CURVE, LOSSES
+from shapray.storage.schemas import CURVE
 from shapray.worker.tasks import (
     CriterionTask,
     EvaluateTask,
@@ -53,6 +55,7 @@ class Cutting:
     Attributes:
         folder: of the run directory that the files go to, ``prune`` or one in it.
         stop: called with a stage's name and the tasks that failed for good.
+        fingerprint: of the run whose scores are cut.
     """
 
     crew: Crew
@@ -60,20 +63,38 @@ class Cutting:
     chooser: Chooser
     folder: str
     stop: Callable[[str, list[Failure]], None]
+    fingerprint: str
 
     @property
     def prune(self) -> Prune:
         return self.chooser.prune
 
-    def with_criteria(self, scores: pa.Table) -> pa.Table:
-        """``scores.parquet`` with a column for every other criterion that the job names."""
+    @property
+    def made_of(self) -> str:
+        """What criteria and losses are made of, but for what they say of themselves; the memory
+        decides how many images some of them see."""
+        return digest([self.fingerprint, self.planned.setup.job.cluster.memory_per_worker])
+
+    def with_criteria(
+        self, scores: pa.Table, on_column: Callable[[pa.Table], None] = lambda table: None
+    ) -> pa.Table:
+        """``scores.parquet`` with a column for every other criterion that the job names.
+
+        Args:
+            on_column: called with the table whenever it has one more.
+        """
         planned = pa.array(list(self.chooser.n_units))  # others may have been scored before
         scores = scores.filter(pc.is_in(scores["group"], planned))
-        missing = [name for name in needed_criteria(self.prune) if name not in scores.column_names]
-        found: dict[str, Mapping[str, np.ndarray]] = {}
+        groups = list(dict.fromkeys(scores["group"].to_pylist()))
+        asked = needed_criteria(self.prune)
+        missing = [name for name in asked if not has_criterion(scores, name, self.made_of)]
+        scores = scores.select([name for name in scores.column_names if name not in missing])
 
         def receive(result: Any) -> None:
-            found[result.task.criterion] = result.scores
+            nonlocal scores
+            values = np.concatenate([result.scores[group] for group in groups])
+            scores = with_criterion(scores, result.task.criterion, values, self.made_of)
+            on_column(scores)
 
         tasks = [CriterionTask(name, 1.0) for name in missing]
         failures = self.crew.do("criterion", tasks, receive)
@@ -88,13 +109,9 @@ class Cutting:
                 if not failure.is_job_error or failure.task.criterion in self.prune.rank_by
             ],
         )
-        groups = list(dict.fromkeys(scores["group"].to_pylist()))
-        for name in found:
-            values = np.concatenate([found[name][group] for group in groups])
-            scores = scores.append_column(
-                pa.field(name, pa.float64(), nullable=False), pa.array(values, pa.float64())
-            )
-        return scores
+        others = [name for name in scores.column_names if name not in asked]
+        there = [name for name in asked if name in scores.column_names]
+        return scores.select([*others, *there])  # whoever was first
 
     def ranked(self, scores: pa.Table) -> list[Ranking]:
         """The job's own ranking first."""
@@ -109,26 +126,30 @@ class Cutting:
         """What cutting each group alone costs: ranking -> group -> a loss per point."""
         if self.prune.allocation != "measured":
             return {}
-        orders = {ranking.name: ranking.orders for ranking in ranked}
-        tasks = [
-            LossTask(
-                group.name,
-                {name: order[group.name] for name, order in orders.items()},
-                float(max(1, self.planned.tail_macs[group.name])),
-            )
+        repaired = "least_squares" in self.prune.repair
+        kept = KeptLosses(self.planned.setup.store, digest([self.made_of, repaired]))
+        found = kept.of(ranked)
+        missing = {
+            group.name: {
+                ranking.name: ranking.orders[group.name]
+                for ranking in ranked
+                if group.name not in found[ranking.name]
+            }
             for group in self.planned.setup.groups
+        }
+        tasks = [
+            LossTask(group, orders, float(max(1, self.planned.tail_macs[group])) * len(orders))
+            for group, orders in missing.items()
+            if orders
         ]
-        found: dict[str, dict[str, Sequence[float]]] = {name: {} for name in orders}
 
         def receive(result: Any) -> None:
             for name, losses in result.losses.items():
                 found[name][result.task.group] = losses
+            kept.publish(self.folder, ranked, found)
 
+        kept.publish(self.folder, ranked, found)
         self.stop("losses", self.crew.do("losses", tasks, receive))
-        store = self.planned.setup.store
-        store.publish_table(
-            f"{self.folder}/group_losses.parquet", [losses_table(ranked, found)], LOSSES
-        )
         return found
 
     def cuts(self, ranked: Sequence[Ranking], losses: Losses) -> Compared:

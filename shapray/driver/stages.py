@@ -17,6 +17,7 @@ from shapray.driver.crew import Crew
 from shapray.driver.cutting import Cutting
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import Inputs, open_inputs
+from shapray.driver.kept import table_if_sound, with_kept_criteria
 from shapray.driver.plan import Plan, check_exact, groups_table, plan
 from shapray.driver.progress import Meter
 from shapray.driver.record import Earlier, Record, earlier_run, now
@@ -26,10 +27,12 @@ from shapray.errors import JobError, StorageError, TasksFailed
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
-from shapray.storage.schemas import CLASS_SCORES, GROUPS, SCORES
+from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
 from shapray.worker.tasks import PrecisionTask, Receipt, ScoreTask
 from shapray.worker.worker import Worker
+
+PIECEMEAL = ("score", "criterion", "losses")  # whose tasks' results are kept, each for itself
 
 
 def run(job: Job, console: Console) -> None:
@@ -76,8 +79,9 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             publish_columns(store, [group.name for group in planned.setup.groups])
         tasks = score_tasks(planned, n_active, precision, fingerprint)
         _score(crew, planned, tasks, record)
-        totals = _aggregate(planned, tasks, record)
-        metrics = _cut(crew, planned, record)
+        cutting = _cutting(crew, planned, record, fingerprint)
+        totals = _aggregate(planned, tasks, record, cutting.made_of)
+        metrics = _cut(cutting, record)
         crew.end()
     summary.show(console, planned, totals, metrics)
 
@@ -186,15 +190,26 @@ def _stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None
         lines = [f"  {failure.task}: {failure.message}" for failure in shown]
         if len(failures) > len(shown):
             lines.append(f"  and {len(failures) - len(shown)} more")
+        again = "what was done is kept, and the same command does only the rest"
+        if stage not in PIECEMEAL:
+            again = (
+                "scores, criteria and losses of groups are kept, and the same command does this "
+                "stage anew"
+            )
         raise TasksFailed(
             f"stage {stage}: {len(failures)} task{'s' * (len(failures) > 1)} failed (tracebacks "
-            f"in {record.store.shown}/run.json); what was done is kept, and the same command does "
-            "only the rest:\n" + "\n".join(lines)
+            f"in {record.store.shown}/run.json); {again}:\n" + "\n".join(lines)
         )
 
 
-def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary.Totals:
-    """The score tables; a group's shards are read in image order, one at a time."""
+def _aggregate(
+    planned: Plan, tasks: list[ScoreTask], record: Record, made_of: str
+) -> summary.Totals:
+    """The score tables; a group's shards are read in image order, one at a time.
+
+    Args:
+        made_of: what criteria that an earlier run has found must be made of, to be kept.
+    """
     totals = summary.Totals()
     read = shard_reader(planned)
     by_group: dict[str, list[ScoreTask]] = {}
@@ -219,24 +234,35 @@ def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary
                 "again"
             ) from error
         store = planned.setup.store
-        store.publish_table("scores.parquet", [scores for scores, _ in tables], SCORES)
+        scores = with_kept_criteria(
+            pa.concat_tables([scores for scores, _ in tables]),
+            table_if_sound(store, "scores.parquet"),
+            made_of,
+        )
+        store.publish_table("scores.parquet", [scores], scores.schema)
         if planned.setup.calibration.labels is not None:
             classes = [by_class for _, by_class in tables]
             store.publish_table("class_scores.parquet", classes, CLASS_SCORES)
     return totals
 
 
-def _cut(crew: Crew, planned: Plan, record: Record) -> dict[str, Any]:
-    """The smaller network and its rivals; returns the content of ``prune/metrics.json``."""
-    store = planned.setup.store
-
+def _cutting(crew: Crew, planned: Plan, record: Record, fingerprint: str) -> Cutting:
     def stop(stage: str, failures: list[Failure]) -> None:
         _stop_if_failed(stage, failures, record)
 
-    cutting = Cutting(crew, planned, planned.chooser, "prune", stop)
-    with record.stage("prune"):
-        scores = cutting.with_criteria(store.read_table("scores.parquet"))
+    return Cutting(crew, planned, planned.chooser, "prune", stop, fingerprint)
+
+
+def _cut(cutting: Cutting, record: Record) -> dict[str, Any]:
+    """The smaller network and its rivals; returns the content of ``prune/metrics.json``."""
+    store = record.store
+
+    def publish(scores: pa.Table) -> None:
         store.publish_table("scores.parquet", [scores], scores.schema)
+
+    with record.stage("prune"):
+        scores = cutting.with_criteria(store.read_table("scores.parquet"), publish)
+        publish(scores)
         ranked = cutting.ranked(scores)
         compared = cutting.cuts(ranked, cutting.losses(ranked))
     with record.stage("evaluate") as entry:
