@@ -66,6 +66,7 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         console.print(f"{job.name}: {pool.description}; files go to {store.shown}/{folder}")
         crew, fingerprint = Crew(pool, console, None), digest(earlier.parts)
         cutting = Cutting(crew, planned, planned.chooser, folder, _stop, fingerprint)
+        cutting.check_target()
         scores = cutting.with_criteria(store.read_table("scores.parquet"))
         ranked = cutting.ranked(scores)
         compared = cutting.cuts(ranked, cutting.losses(ranked))

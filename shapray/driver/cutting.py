@@ -75,6 +75,35 @@ class Cutting:
         decides how many images some of them see."""
         return digest([self.fingerprint, self.planned.setup.job.cluster.memory_per_worker])
 
+    def check_target(self) -> None:
+        """Measure what a target asks for that scores do not change; to be called before they are
+        made, as it may stop the job.
+
+        Raises:
+            JobError: the whole network is not as accurate as asked, or no cut is as fast.
+        """
+        key, value = self.prune.target
+        if key == "min_accuracy":
+            [whole] = self._held_back([WHOLE])
+            if whole.tally.top1 < value:
+                raise JobError(
+                    f"prune.min_accuracy: {value}; the whole network has {whole.tally.top1:.4g} "
+                    f"on the {whole.tally.n} calibration images that are held back"
+                )
+        if key == "latency":
+            smallest = {group: range(at[-1]) for group, at in self.chooser.choices.items()}
+            least = self._latency_share(smallest)
+            if least > value * (1 + NEAR_ENOUGH):
+                raise JobError(
+                    f"prune.latency: {value} cannot be met: with all units gone that may go, a "
+                    f"pass of {LATENCY_BATCHES[-1]} images takes {least:.2f} of the whole network's"
+                )
+            self.chooser.latency = self._latency_by_groups()
+            try:
+                self.chooser.check()
+            except ValueError as error:
+                raise JobError(f"prune.{error}") from error
+
     def with_criteria(
         self, scores: pa.Table, on_column: Callable[[pa.Table], None] = lambda table: None
     ) -> pa.Table:
@@ -159,11 +188,6 @@ class Cutting:
             key, share = "macs", self._smallest(ranked[0], losses)
         planned = None
         if key == "latency":
-            self.chooser.latency = self._latency_by_groups(ranked[0])
-            try:
-                self.chooser.check()
-            except ValueError as error:
-                raise JobError(f"prune.{error}") from error
             planned = self._latency_that_gives(ranked[0], losses, share)
         try:
             return compared_cuts(ranked, losses, self.chooser, key, share, planned)
@@ -197,13 +221,13 @@ class Cutting:
         store.publish_json(f"{self.folder}/metrics.json", metrics)
         return metrics
 
-    def _latency_by_groups(self, own: Ranking) -> Size:
-        """Share of the whole network's latency, from that of every group cut alone to some widths;
-        what groups save adds up."""
+    def _latency_by_groups(self) -> Size:
+        """Share of the whole network's latency, from that of every group cut alone to some widths,
+        whichever units go; what groups save adds up."""
         tasks = [
             LatencyTask(
                 group,
-                {str(n): {group: own.orders[group][:n]} for n in counts(n_units) if n},
+                {str(n): {group: range(n)} for n in counts(n_units) if n},
                 (LATENCY_BATCHES[-1],),
             )
             for group, n_units in self.chooser.n_units.items()
@@ -233,27 +257,28 @@ class Cutting:
     def _latency_that_gives(self, own: Ranking, losses: Losses, asked: float) -> float:
         """The share to plan with so that the network cut by it has about the latency asked for."""
         share, best, distance = asked, asked, math.inf
+        least = self.chooser.least_share("latency")
         for _ in range(LATENCY_STEPS):
-            try:
-                removed = self.chooser.choose(own, losses, "latency", share)
-            except UnreachableError as error:
-                raise JobError(
-                    f"prune.latency: {asked} cannot be met: what the groups save alone does not "
-                    f"add up to it; the nearest is about {asked * error.nearest / share:.2f}"
-                ) from error
-            found = self._timed({"cut": removed}, LATENCY_BATCHES[-1:])
-            real = found["cut"][0].median / found["whole"][0].median
+            removed = self.chooser.choose(own, losses, "latency", share)
+            real = self._latency_share(removed)
             self.crew.console.print(f"latency: {real:.3f} of the whole network's")
             if abs(real - asked) < distance:
                 best, distance = share, abs(real - asked)
             if distance <= NEAR_ENOUGH * asked:
                 return best
-            share = min(1.0, share * asked / real)
+            # what all groups save together is some part of what they save one by one
+            saved = (1 - share) * (1 - asked) / max(1 - real, NEAR_ENOUGH)
+            share = max(least, 1 - saved)
         self.crew.console.print(
             f"prune.latency: {asked} is met within {distance / asked:.0%}, no nearer, in "
             f"{LATENCY_STEPS} tries"
         )
         return best
+
+    def _latency_share(self, removed: Mapping[str, Sequence[int]]) -> float:
+        """Of a cut network, in the whole one's."""
+        found = self._timed({"cut": removed}, LATENCY_BATCHES[-1:])
+        return found["cut"][0].median / found["whole"][0].median
 
     def _timed(
         self, removed: Mapping[str, Mapping[str, Sequence[int]]], batches: tuple[int, ...]
@@ -271,21 +296,11 @@ class Cutting:
 
     def _smallest(self, own: Ranking, losses: Losses) -> float:
         """The least share of the multiply-adds that keeps what the job asks for, on a fifth of the
-        calibration images that takes no part in the repair.
-
-        Raises:
-            JobError: not even the whole network keeps it, or there are too few images.
-        """
+        calibration images that takes no part in the repair."""
         key, value = self.prune.target
-        n_held_back = len(self.planned.setup.calibration) // HELD_BACK
         [whole] = self._held_back([WHOLE])
-        least = self.chooser.least_share()
+        least = self.chooser.least_share("macs")
         low, high = least, 1.0  # high is kept, low is not known
-        if key == "min_accuracy" and whole.tally.top1 < value:
-            raise JobError(
-                f"prune.min_accuracy: {value}; the whole network has {whole.tally.top1:.4g} on the "
-                f"{n_held_back} calibration images that are held back"
-            )
         for step in range(STEPS):
             share = low if step == 0 else (low + high) / 2
             removed = self.chooser.choose(own, losses, "macs", share)

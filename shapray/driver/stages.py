@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,8 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         precision = _precision(pool, job, earlier)
         parts = fingerprint_parts(inputs, precision)
         fingerprint = record.describe(planned, precision, parts)
+        cutting = _cutting(crew, planned, record, fingerprint)
+        replace(cutting, stop=_nothing_failed).check_target()
         if earlier is None:
             _first_write(record)
         with record.stage("plan"):
@@ -79,7 +82,6 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             publish_columns(store, [group.name for group in planned.setup.groups])
         tasks = score_tasks(planned, n_active, precision, fingerprint)
         _score(crew, planned, tasks, record)
-        cutting = _cutting(crew, planned, record, fingerprint)
         totals = _aggregate(planned, tasks, record, cutting.made_of)
         metrics = _cut(cutting, record)
         crew.end()
