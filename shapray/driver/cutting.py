@@ -121,6 +121,8 @@ class Cutting:
 
         def receive(result: Any) -> None:
             nonlocal scores
+            for note in result.notes:
+                self.crew.console.print(note)
             values = np.concatenate([result.scores[group] for group in groups])
             scores = with_criterion(scores, result.task.criterion, values, self.made_of)
             on_column(scores)

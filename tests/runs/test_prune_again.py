@@ -114,6 +114,15 @@ def test_another_criterion_leaves_the_scores_as_they_are(copied):
     assert not (copied / "prune/l2/group_losses.parquet").exists()
 
 
+def test_how_many_images_are_used_is_said_where_they_do_not_all_fit(copied, capsys, monkeypatch):
+    monkeypatch.setattr(cutter, "images_that_fit", lambda *_: 9)
+    asked = ["prune.rank_by=obs", "prune.macs=0.6", "prune.repair=[batchnorm, least_squares]"]
+    assert main([str(copied), *asked, *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert "criterion obs: 9 of 24 images are used" in said
+    assert "least_squares: fitted on 9 of 24 images" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
