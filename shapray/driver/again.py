@@ -22,6 +22,7 @@ from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
 from shapray.driver.record import earlier_run, now
 from shapray.errors import JobError, TasksFailed
+from shapray.inputs.digest import digest
 from shapray.storage.claim import claimed
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.worker import Worker
@@ -68,7 +69,9 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     make = functools.partial(Worker, planned.setup)
     with claimed(store), open_pool(make, job.cluster, in_process=True) as pool:
         console.print(f"{job.name}: {pool.description}; files go to {store.shown}/{folder}")
-        cutting = Cutting(Crew(pool, console, None), planned, planned.chooser, folder, _stop)
+        crew, fingerprint = Crew(pool, console, None), digest(earlier.parts)
+        cutting = Cutting(crew, planned, planned.chooser, folder, _stop, fingerprint)
+        cutting.check_target()
         scores = cutting.with_criteria(store.read_table("scores.parquet"))
         ranked = cutting.ranked(scores)
         compared = cutting.cuts(ranked, cutting.losses(ranked))

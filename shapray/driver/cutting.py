@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from shapray.cluster.pool import Failure
 from shapray.config import Prune
 from shapray.driver.crew import Crew
+from shapray.driver.kept import KeptLosses, has_criterion, made_of, with_criterion
 from shapray.driver.plan import Plan
 from shapray.driver.tasks import evaluate_tasks, measured
 from shapray.errors import JobError
+from shapray.inputs.digest import digest
 from shapray.pruning.allocate import Size, UnreachableError
-from shapray.pruning.curve import curve_table, losses_table, measurements_json
+from shapray.pruning.curve import curve_table, measurements_json
 from shapray.pruning.cuts import (
     SEARCHED,
     WHOLE,
@@ -30,7 +32,7 @@ from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
 from shapray.pruning.repair.distill import HELD_BACK
-from shapray.storage.schemas import CURVE, LOSSES
+from shapray.storage.schemas import CURVE
 from shapray.worker.tasks import (
     CriterionTask,
     EvaluateTask,
@@ -53,6 +55,7 @@ class Cutting:
     Attributes:
         folder: of the run directory that the files go to, ``prune`` or one in it.
         stop: called with a stage's name and the tasks that failed for good.
+        fingerprint: of the run whose scores are cut.
     """
 
     crew: Crew
@@ -60,6 +63,7 @@ class Cutting:
     chooser: Chooser
     folder: str
     stop: Callable[[str, list[Failure]], None]
+    fingerprint: str
 
     @property
     def prune(self) -> Prune:
@@ -69,20 +73,70 @@ class Cutting:
         """The rankings, the job's own first, and their losses, after ``scores.parquet`` has been
         given the columns that they read."""
         store = self.planned.setup.store
-        scores = self.with_criteria(store.read_table("scores.parquet"))
-        store.publish_table("scores.parquet", [scores], scores.schema)
+
+        def publish(scores: pa.Table) -> None:
+            store.publish_table("scores.parquet", [scores], scores.schema)
+
+        scores = self.with_criteria(store.read_table("scores.parquet"), publish)
+        publish(scores)
         ranked = self.ranked(scores)
         return ranked, self.losses(ranked)
 
-    def with_criteria(self, scores: pa.Table) -> pa.Table:
-        """``scores.parquet`` with a column for every other criterion that the job names."""
+    @property
+    def made_of(self) -> str:
+        return made_of(self.fingerprint, self.planned.setup.job.cluster)
+
+    def check_target(self) -> None:
+        """Measure what a target asks for that scores do not change; to be called before they are
+        made, as it may stop the job.
+
+        Raises:
+            JobError: the whole network is not as accurate as asked, or no cut is as fast.
+        """
+        key, value = self.prune.target
+        if key == "min_accuracy":
+            [whole] = self._held_back([WHOLE])
+            if whole.tally.top1 < value:
+                raise JobError(
+                    f"prune.min_accuracy: {value}; the whole network has {whole.tally.top1:.4g} "
+                    f"on the {whole.tally.n} calibration images that are held back"
+                )
+        if key == "latency":
+            smallest = {group: range(at[-1]) for group, at in self.chooser.choices.items()}
+            least = self._latency_share(smallest)
+            if least > value * (1 + NEAR_ENOUGH):
+                raise JobError(
+                    f"prune.latency: {value} cannot be met: with all units gone that may go, a "
+                    f"pass of {LATENCY_BATCHES[-1]} images takes {least:.2f} of the whole network's"
+                )
+            self.chooser.latency = self._latency_by_groups()
+            try:
+                self.chooser.check()
+            except ValueError as error:
+                raise JobError(f"prune.{error}") from error
+
+    def with_criteria(
+        self, scores: pa.Table, on_column: Callable[[pa.Table], None] = lambda table: None
+    ) -> pa.Table:
+        """``scores.parquet`` with a column for every other criterion that the job names.
+
+        Args:
+            on_column: called with the table whenever it has one more.
+        """
         planned = pa.array(list(self.chooser.n_units))  # others may have been scored before
         scores = scores.filter(pc.is_in(scores["group"], planned))
-        missing = [name for name in needed_criteria(self.prune) if name not in scores.column_names]
-        found: dict[str, Mapping[str, np.ndarray]] = {}
+        groups = list(dict.fromkeys(scores["group"].to_pylist()))
+        asked = needed_criteria(self.prune)
+        missing = [name for name in asked if not has_criterion(scores, name, self.made_of)]
+        scores = scores.select([name for name in scores.column_names if name not in missing])
 
         def receive(result: Any) -> None:
-            found[result.task.criterion] = result.scores
+            nonlocal scores
+            for note in result.notes:
+                self.crew.console.print(note)
+            values = np.concatenate([result.scores[group] for group in groups])
+            scores = with_criterion(scores, result.task.criterion, values, self.made_of)
+            on_column(scores)
 
         tasks = [CriterionTask(name, 1.0) for name in missing]
         failures = self.crew.do("criterion", tasks, receive)
@@ -97,13 +151,9 @@ class Cutting:
                 if not failure.is_job_error or failure.task.criterion in self.prune.rank_by
             ],
         )
-        groups = list(dict.fromkeys(scores["group"].to_pylist()))
-        for name in found:
-            values = np.concatenate([found[name][group] for group in groups])
-            scores = scores.append_column(
-                pa.field(name, pa.float64(), nullable=False), pa.array(values, pa.float64())
-            )
-        return scores
+        others = [name for name in scores.column_names if name not in asked]
+        there = [name for name in asked if name in scores.column_names]
+        return scores.select([*others, *there])  # whoever was first
 
     def ranked(self, scores: pa.Table) -> list[Ranking]:
         """The job's own ranking first."""
@@ -119,26 +169,30 @@ class Cutting:
         """What cutting each group alone costs: ranking -> group -> a loss per point."""
         if self.prune.allocation != "measured":
             return {}
-        orders = {ranking.name: ranking.orders for ranking in ranked}
-        tasks = [
-            LossTask(
-                group.name,
-                {name: order[group.name] for name, order in orders.items()},
-                float(max(1, self.planned.tail_macs[group.name])),
-            )
+        repaired = "least_squares" in self.prune.repair
+        kept = KeptLosses(self.planned.setup.store, digest([self.made_of, repaired]))
+        found = kept.of(ranked)
+        missing = {
+            group.name: {
+                ranking.name: ranking.orders[group.name]
+                for ranking in ranked
+                if group.name not in found[ranking.name]
+            }
             for group in self.planned.setup.groups
+        }
+        tasks = [
+            LossTask(group, orders, float(max(1, self.planned.tail_macs[group])) * len(orders))
+            for group, orders in missing.items()
+            if orders
         ]
-        found: dict[str, dict[str, Sequence[float]]] = {name: {} for name in orders}
 
         def receive(result: Any) -> None:
             for name, losses in result.losses.items():
                 found[name][result.task.group] = losses
+            kept.publish(self.folder, ranked, found)
 
+        kept.publish(self.folder, ranked, found)
         self.stop("losses", self.crew.do("losses", tasks, receive))
-        store = self.planned.setup.store
-        store.publish_table(
-            f"{self.folder}/group_losses.parquet", [losses_table(ranked, found)], LOSSES
-        )
         return found
 
     def cuts(
@@ -157,11 +211,6 @@ class Cutting:
             key, share = "macs", self._smallest(ranked[0], losses)
         planned = None
         if key == "latency":
-            self.chooser.latency = self._latency_by_groups(ranked[0])
-            try:
-                self.chooser.check()
-            except ValueError as error:
-                raise JobError(f"prune.{error}") from error
             planned = self._latency_that_gives(ranked[0], losses, share)
         try:
             return compared_cuts(ranked, losses, self.chooser, key, share, planned, in_rounds)
@@ -195,13 +244,13 @@ class Cutting:
         store.publish_json(f"{self.folder}/metrics.json", metrics)
         return metrics
 
-    def _latency_by_groups(self, own: Ranking) -> Size:
-        """Share of the whole network's latency, from that of every group cut alone to some widths;
-        what groups save adds up."""
+    def _latency_by_groups(self) -> Size:
+        """Share of the whole network's latency, from that of every group cut alone to some widths,
+        whichever units go; what groups save adds up."""
         tasks = [
             LatencyTask(
                 group,
-                {str(n): {group: own.orders[group][:n]} for n in counts(n_units) if n},
+                {str(n): {group: range(n)} for n in counts(n_units) if n},
                 (LATENCY_BATCHES[-1],),
             )
             for group, n_units in self.chooser.n_units.items()
@@ -231,27 +280,28 @@ class Cutting:
     def _latency_that_gives(self, own: Ranking, losses: Losses, asked: float) -> float:
         """The share to plan with so that the network cut by it has about the latency asked for."""
         share, best, distance = asked, asked, math.inf
+        least = self.chooser.least_share("latency")
         for _ in range(LATENCY_STEPS):
-            try:
-                removed = self.chooser.choose(own, losses, "latency", share)
-            except UnreachableError as error:
-                raise JobError(
-                    f"prune.latency: {asked} cannot be met: what the groups save alone does not "
-                    f"add up to it; the nearest is about {asked * error.nearest / share:.2f}"
-                ) from error
-            found = self._timed({"cut": removed}, LATENCY_BATCHES[-1:])
-            real = found["cut"][0].median / found["whole"][0].median
+            removed = self.chooser.choose(own, losses, "latency", share)
+            real = self._latency_share(removed)
             self.crew.console.print(f"latency: {real:.3f} of the whole network's")
             if abs(real - asked) < distance:
                 best, distance = share, abs(real - asked)
             if distance <= NEAR_ENOUGH * asked:
                 return best
-            share = min(1.0, share * asked / real)
+            # what all groups save together is some part of what they save one by one
+            saved = (1 - share) * (1 - asked) / max(1 - real, NEAR_ENOUGH)
+            share = max(least, 1 - saved)
         self.crew.console.print(
             f"prune.latency: {asked} is met within {distance / asked:.0%}, no nearer, in "
             f"{LATENCY_STEPS} tries"
         )
         return best
+
+    def _latency_share(self, removed: Mapping[str, Sequence[int]]) -> float:
+        """Of a cut network, in the whole one's."""
+        found = self._timed({"cut": removed}, LATENCY_BATCHES[-1:])
+        return found["cut"][0].median / found["whole"][0].median
 
     def _timed(
         self, removed: Mapping[str, Mapping[str, Sequence[int]]], batches: tuple[int, ...]
@@ -269,21 +319,11 @@ class Cutting:
 
     def _smallest(self, own: Ranking, losses: Losses) -> float:
         """The least share of the multiply-adds that keeps what the job asks for, on a fifth of the
-        calibration images that takes no part in the repair.
-
-        Raises:
-            JobError: not even the whole network keeps it, or there are too few images.
-        """
+        calibration images that takes no part in the repair."""
         key, value = self.prune.target
-        n_held_back = len(self.planned.setup.calibration) // HELD_BACK
         [whole] = self._held_back([WHOLE])
-        least = self.chooser.least_share()
+        least = self.chooser.least_share("macs")
         low, high = least, 1.0  # high is kept, low is not known
-        if key == "min_accuracy" and whole.tally.top1 < value:
-            raise JobError(
-                f"prune.min_accuracy: {value}; the whole network has {whole.tally.top1:.4g} on the "
-                f"{n_held_back} calibration images that are held back"
-            )
         for step in range(STEPS):
             share = low if step == 0 else (low + high) / 2
             removed = self.chooser.choose(own, losses, "macs", share)

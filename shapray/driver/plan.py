@@ -57,17 +57,20 @@ def plan(inputs: Inputs) -> Plan:
         raise JobError(f"score.groups: {error}") from error
     n_units = {group.name: group.n_units for group in setup.groups}
     chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, example))
-    if "distill" in job.prune.repair and len(calibration) < FEWEST_IMAGES:
+    key, value = job.prune.target
+    held_back = len(calibration) // HELD_BACK if key in SEARCHED else 0
+    if "distill" in job.prune.repair and len(calibration) - held_back < FEWEST_IMAGES:
         raise JobError(
             f"prune.repair: distill needs {FEWEST_IMAGES} calibration images, and there are "
             f"{len(calibration)}"
+            + f", of which prune.{key} holds {held_back} back"
+            * (held_back > 0)
         )
     if job.prune.distill.labels and calibration.labels is None:
         raise JobError(
             "prune.distill.labels: true, and the calibration images have none; set "
             "data.calibration.label_column, or leave it false"
         )
-    key, value = job.prune.target
     if key in SEARCHED and (len(calibration) < HELD_BACK or calibration.labels is None):
         raise JobError(
             f"prune.{key}: {value} is measured on a fifth of the calibration images, by their "

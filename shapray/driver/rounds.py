@@ -165,7 +165,8 @@ class Rounds:
             stop_if_failed(stage, failures, record)
 
         with record.stage("prune"):
-            cutting = Cutting(crew, planned, planned.chooser, "prune", stop)
+            fingerprint = record.content["fingerprint"]
+            cutting = Cutting(crew, planned, planned.chooser, "prune", stop, fingerprint)
             [own], losses = cutting.ranked_anew()
         own = of_the_whole(own, self._n_units, made.removed)
         return Decision(number, planned.chooser, own, losses), record.content["fingerprint"]

@@ -9,6 +9,7 @@ import pyarrow as pa
 from shapray.cluster.pool import Counts, Failure
 from shapray.driver import summary
 from shapray.driver.crew import Crew
+from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
 from shapray.driver.plan import Plan, check_exact, groups_table
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record
@@ -16,9 +17,11 @@ from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import inspect_tasks, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
 from shapray.storage.aggregate import aggregate_group
-from shapray.storage.schemas import CLASS_SCORES, GROUPS, SCORES
+from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
 from shapray.worker.tasks import Receipt, ScoreTask
+
+PIECEMEAL = ("score", "criterion", "losses")  # whose tasks' results are kept, each for itself
 
 
 def scored(
@@ -123,10 +126,15 @@ def stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None:
         lines = [f"  {failure.task}: {failure.message}" for failure in shown]
         if len(failures) > len(shown):
             lines.append(f"  and {len(failures) - len(shown)} more")
+        again = "what was done is kept, and the same command does only the rest"
+        if stage not in PIECEMEAL:
+            again = (
+                "scores, criteria and losses of groups are kept, and the same command does this "
+                "stage anew"
+            )
         raise TasksFailed(
             f"stage {stage}: {len(failures)} task{'s' * (len(failures) > 1)} failed (tracebacks "
-            f"in {record.store.shown}/run.json); what was done is kept, and the same command does "
-            "only the rest:\n" + "\n".join(lines)
+            f"in {record.store.shown}/run.json); {again}:\n" + "\n".join(lines)
         )
 
 
@@ -156,7 +164,12 @@ def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary
                 "again"
             ) from error
         store = planned.setup.store
-        store.publish_table("scores.parquet", [scores for scores, _ in tables], SCORES)
+        scores = with_kept_criteria(
+            pa.concat_tables([scores for scores, _ in tables]),
+            table_if_sound(store, "scores.parquet"),
+            made_of(record.content["fingerprint"], planned.setup.job.cluster),
+        )
+        store.publish_table("scores.parquet", [scores], scores.schema)
         if planned.setup.calibration.labels is not None:
             classes = [by_class for _, by_class in tables]
             store.publish_table("class_scores.parquet", classes, CLASS_SCORES)

@@ -1,5 +1,6 @@
 """The stages of a job, one after the other."""
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -7,11 +8,11 @@ from rich.console import Console
 from shapray.cluster.pool import Failure, Pool
 from shapray.config import Job
 from shapray.driver import summary
-from shapray.driver.crew import Crews
+from shapray.driver.crew import Crew, Crews
 from shapray.driver.cutting import Cutting
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import Inputs, open_inputs
-from shapray.driver.plan import plan
+from shapray.driver.plan import Plan, plan
 from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.rounds import Rounds
 from shapray.driver.scoring import inspected, nothing_failed, scored, stop_if_failed
@@ -53,6 +54,8 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             n_active = inspected(crew, planned)
         precision = _precision(crew.pool, job, earlier)
         record.describe(planned, precision, fingerprint_parts(inputs, precision))
+        cutting = _cutting(crew, planned, record)
+        replace(cutting, stop=nothing_failed).check_target()
         if earlier is None:
             _first_write(record)
         totals = scored(crew, planned, n_active, precision, record)
@@ -92,15 +95,19 @@ def _precision(pool: Pool, job: Job, earlier: Earlier | None) -> str:
     return found[0]
 
 
+def _cutting(crew: Crew, planned: Plan, record: Record) -> Cutting:
+    def stop(stage: str, failures: list[Failure]) -> None:
+        stop_if_failed(stage, failures, record)
+
+    return Cutting(crew, planned, planned.chooser, "prune", stop, record.content["fingerprint"])
+
+
 def _cut(rounds: Rounds) -> dict[str, Any]:
     """The smaller network and its rivals; returns the content of ``prune/metrics.json``."""
     planned, record, crews = rounds.planned, rounds.record, rounds.crews
 
     def cutting() -> Cutting:
-        return Cutting(crews.of(planned), planned, planned.chooser, "prune", stop)
-
-    def stop(stage: str, failures: list[Failure]) -> None:
-        stop_if_failed(stage, failures, record)
+        return _cutting(crews.of(planned), planned, record)
 
     with record.stage("prune"):
         ranked, losses = cutting().ranked_anew()

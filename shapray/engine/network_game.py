@@ -7,12 +7,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from shapray.engine.split import Split, UnsplittableError, split
 from shapray.engine.sums import SummedGame, table_bytes, upload
 from shapray.network.consumers import active_units, mask_consumers, units_read
 from shapray.network.group import Group
+from shapray.network.multiply_adds import MultiplyAdds
 from shapray.shapley.game import Game
 from shapray.shapley.values import POOLED_OUTPUTS, Value
 
@@ -319,13 +319,13 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def _tail_macs(parts: Split | None, network: nn.Module, example: Tensor) -> int:
     """Multiply-adds of the tail for one coalition of one image, consumers included."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with torch.inference_mode():
         if parts is None:
-            network(example.clone())
+            with MultiplyAdds() as counted:
+                network(example.clone())
         else:
             sides = parts.head(example)
-            head_flops = counter.get_total_flops()
             masks = [torch.ones(1, *units.shape, device=example.device) for units in parts.masks]
-            parts.masked(*sides, *masks)
-            return (counter.get_total_flops() - head_flops) // 2
-    return counter.get_total_flops() // 2
+            with MultiplyAdds() as counted:
+                parts.masked(*sides, *masks)
+    return counted.total

@@ -4,6 +4,6 @@ Imports `config`, `errors`, `credentials`, `text` and, for patience with remote 
 `storage.retry`. Start with `model.build_model` and `images.open_images`.
 
 `sources` chooses among `parquet`, `folder` and `dataset`, which give a `listing`; `decode` makes
-pixels of what they read; `weights` reads checkpoints; `user_code` calls what a job names; `digest`
-says what a run was made of.
+pixels of what they read, of which `lazy` keeps as many as fit; `weights` reads checkpoints;
+`user_code` calls what a job names; `digest` says what a run was made of.
 """

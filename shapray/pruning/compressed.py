@@ -4,9 +4,11 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from shapray.config import Prune
+from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
 from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
@@ -41,12 +43,13 @@ def compressed(
     groups: Sequence[Group],
     removed: Mapping[str, Sequence[int]],
     repair: Sequence[str],
-    images: Tensor,
+    images: Pixels,
     labels: Tensor | None,
     prune: Prune,
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
     n_fitted: int | None = None,
+    most: int | None = None,
 ) -> Compressed:
     """The network without some units, repaired; `whole` is left as it is.
 
@@ -61,20 +64,19 @@ def compressed(
         seed: of what is drawn.
         progress: of a distillation; see there.
         n_fitted: images that a fit by least squares may hold the activations of; None: all.
+        most: bytes that all images' inputs of one BatchNorm may take; see there.
     Raises:
         ValueError: too few images to distill with, or a network that cannot be trained.
     """
     if not any(removed.values()):
         return Compressed(copy.deepcopy(whole), NOTHING, (), ())
     start, done, notes = whole, list[str](), list[str]()
-    seen = images
-    if "distill" in repair:
-        seen = images[parted(len(images), seed)[1].to(images.device)]
+    seen = parted(len(images), seed)[1] if "distill" in repair else torch.arange(len(images))
     if "batchnorm" in repair:
         start = silenced(whole, groups, removed)
-        batchnorm(start, seen)
+        batchnorm(start, images, seen, most=most)
     if "least_squares" in repair:
-        fitted = seen[:n_fitted]
+        fitted = images[seen[:n_fitted]]
         if len(fitted) < len(seen):
             notes.append(
                 f"least_squares: fitted on {len(fitted)} of {len(seen)} images, as many as the "

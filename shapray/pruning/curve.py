@@ -128,7 +128,7 @@ def curve_table(measurements: Sequence[Measurement], n_units: int, key: str) -> 
 
 
 def losses_table(ranked: Sequence[Ranking], losses: Losses) -> pa.Table:
-    """The rows of ``prune/group_losses.parquet``."""
+    """The rows of ``prune/group_losses.parquet``, of the groups whose losses are known."""
     rows = [
         {
             "criterion": ranking.criterion,
@@ -139,6 +139,7 @@ def losses_table(ranked: Sequence[Ranking], losses: Losses) -> pa.Table:
         }
         for ranking in ranked
         for group, values in ranking.scores.items()
+        if group in losses[ranking.name]
         for count, loss in zip(counts(len(values)), losses[ranking.name][group], strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=LOSSES)

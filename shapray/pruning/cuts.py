@@ -147,9 +147,10 @@ class Chooser:
                     + f"; the nearest is {nearest:g}"
                 )
 
-    def least_share(self) -> float:
-        """Of the multiply-adds, with as few units as the constraints allow."""
-        return allocate.smallest(self.choices, self.sizes.macs) / self.sizes.all_macs
+    def least_share(self, key: str) -> float:
+        """Of the whole network's size, with as few units as the constraints allow."""
+        size, whole = self.measure(key)
+        return allocate.smallest(self.choices, size) / whole
 
     def choose(
         self, ranking: Ranking, losses: Losses, key: str, share: float

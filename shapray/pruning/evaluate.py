@@ -8,7 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from shapray.network.multiply_adds import MultiplyAdds
 
 Interval = tuple[float, float]
 Z = NormalDist().inv_cdf(0.975)  # of 95 % intervals
@@ -164,6 +165,6 @@ def count_macs(model: nn.Module, example: Tensor) -> tuple[int, int]:
     assert not model.training
     assert len(example) == 1, example.shape
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), MultiplyAdds() as counted:
         model(example.clone())
-    return n_parameters, counter.get_total_flops() // 2
+    return n_parameters, counted.total

@@ -5,17 +5,18 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from shapray.engine.network_game import PROCESS_BYTES
 from shapray.engine.score import Scorer
 from shapray.errors import JobError
+from shapray.inputs.lazy import LazyImages
 from shapray.network.surgery import prune_model
 from shapray.pruning.compressed import compressed
-from shapray.pruning.criteria import criterion
+from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import count_macs, joined, tally
-from shapray.pruning.files import publish
+from shapray.pruning.files import N_COMPARED, publish
 from shapray.pruning.latency import bearable_batch, compared_latency
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
 from shapray.pruning.repair.walk import images_that_fit
@@ -35,6 +36,8 @@ from shapray.worker.tasks import (
 )
 
 IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
+IMAGES_SHARE = 0.25  # of the memory, for calibration images that are kept
+NORM_SHARE = 0.25  # of it, for what all images make of one layer
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,32 @@ class Cutter:
     def __init__(self, setup: Setup, scorer: Scorer) -> None:
         self.setup, self.scorer, self.device = setup, scorer, scorer.device
         self._made: _Made | None = None
-        self._images: Tensor | None = None
 
     def criterion(self, task: CriterionTask) -> CriterionScores:
-        images, labels = self._calibration(len(self.setup.calibration))
-        groups, seed = self.setup.groups, self.setup.job.score.seed
+        name, job, n_images = task.criterion, self.setup.job, len(self.setup.calibration)
+        n_used = self._n_repairable if CRITERIA[name].at_once else n_images
+        images, labels = self._calibration(n_used)
         try:
-            scores = criterion(task.criterion, self.whole, groups, images, labels, seed)
+            scores = criterion(
+                name,
+                self.whole,
+                self.setup.groups,
+                images,
+                labels,
+                job.score.seed,
+                memory=job.cluster.memory_per_worker,
+            )
         except ValueError as error:
             raise JobError(str(error)) from error
-        return CriterionScores(task, scores)
+        note = (
+            f"criterion {name}: {n_used} of {n_images} images are used, as many as the memory of a "
+            "worker holds (cluster.memory_per_worker)"
+        )
+        return CriterionScores(task, scores, (note,) * (n_used < n_images))
 
     def losses(self, task: LossTask) -> GroupLosses:
         group = self.scorer.groups[task.group]
-        images, _ = self._calibration(min(CURVE_IMAGES, self._n_repairable))
+        images = self._images[: min(CURVE_IMAGES, self._n_repairable)]
         repaired = "least_squares" in self.setup.job.prune.repair
         found = loss_curves(self.whole, group, task.orders, images, repaired, self._folded)
         return GroupLosses(task, found)
@@ -132,6 +147,7 @@ class Cutter:
                 prune,
                 seed,
                 n_fitted=self._n_repairable,
+                most=int(self._room * NORM_SHARE),
             )
             notes = tuple(f"{cut.name}: {line}" for line in made.done) + made.notes
             if folder is not None:
@@ -142,7 +158,7 @@ class Cutter:
                     groups=setup.groups,
                     whole=setup.model,
                     made=made,
-                    images=images.cpu(),
+                    images=images[:N_COMPARED].cpu(),
                     formats=formats,
                 )
             parameters, macs = count_macs(made.network, images[:1])
@@ -160,22 +176,31 @@ class Cutter:
     def _folded(self) -> nn.Module:
         return self.scorer.folded.to(self.device)
 
-    def _calibration(self, n: int) -> tuple[Tensor, Tensor | None]:
+    def _calibration(self, n: int) -> tuple[LazyImages, Tensor | None]:
         """Some calibration images and their labels, of all classes, on the worker's device; more of
         them begin with the same."""
-        images = self.setup.calibration
-        order = shuffled(len(images))[:n]
-        if self._images is None or len(self._images) < n:
-            loaded = [images.load(i, i + 1) for i in order.tolist()]
-            self._images = torch.cat(loaded).to(self.device)
-        labels = None if images.labels is None else images.labels[order].to(self.device)
-        return self._images[:n], labels
+        labels = self.setup.calibration.labels
+        if labels is not None:
+            labels = labels[shuffled(len(labels))[:n]].to(self.device)
+        return self._images.first(n), labels
+
+    @functools.cached_property
+    def _images(self) -> LazyImages:
+        calibration = self.setup.calibration
+        order, room = shuffled(len(calibration)), int(self._room * IMAGES_SHARE)
+        return LazyImages(calibration, order, self.device, room)
+
+    @functools.cached_property
+    def _room(self) -> int:
+        """Bytes of the memory that are left beside the process itself."""
+        memory = self.setup.job.cluster.memory_per_worker
+        return memory - PROCESS_BYTES if self.device.type == "cpu" else memory
 
     def _to_measure(self, name: str, first: int, last: int) -> tuple[Tensor, Tensor]:
         if name == "calibration":
             images, targets = self._calibration(last)
             assert targets is not None
-            return images[first:], targets[first:]
+            return images[first:last], targets[first:last]
         evaluation = self.setup.evaluation
         assert evaluation.labels is not None
         return evaluation.load(first, last), evaluation.labels[first:last]

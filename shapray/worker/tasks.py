@@ -97,6 +97,7 @@ class CriterionTask:
 class CriterionScores:
     task: CriterionTask
     scores: Mapping[str, np.ndarray]  # group -> (n_units,)
+    notes: tuple[str, ...]  # what is to be said of it, a line each
 
 
 @dataclass(frozen=True)

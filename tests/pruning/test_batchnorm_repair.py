@@ -76,6 +76,15 @@ def test_statistics_that_are_right_stay():
     torch.testing.assert_close(model(x), before, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("most", [2**30, 0])
+def test_only_the_images_that_are_named_count(most):
+    some, all_of_them, which = digits(), digits(), torch.tensor([4, 0, 7, 11, 2])
+    batchnorm(some, images(), which, batch=2, most=most)
+    batchnorm(all_of_them, images()[which])
+    for name, value in all_of_them.state_dict().items():
+        torch.testing.assert_close(some.state_dict()[name], value)
+
+
 def test_weights_modes_and_images_stay():
     model, x = digits(), images()
     model.fc1.requires_grad_(True)

@@ -1,7 +1,5 @@
 """What cannot be replaced, beside every unit removed and all weights fitted again."""
 
-from importlib import import_module
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from slow_fit import outputs_of, penalty, read_and_put_out, rows_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shapray.engine.network_game import PROCESS_BYTES
 from shapray.pruning.criteria import criterion
 
 
@@ -94,7 +93,7 @@ def test_units_that_are_never_read_go_first():
     assert len(set(scores)) == group.n_units
 
 
-def test_what_it_cannot_say_anything_of(monkeypatch):
+def test_what_it_cannot_say_anything_of():
     class Twice(Plain):
         def forward(self, x: Tensor) -> Tensor:
             y = self.bn1(self.conv1(x)).relu()
@@ -107,6 +106,6 @@ def test_what_it_cannot_say_anything_of(monkeypatch):
         criterion("obs", model, [group], images(), None)
     model = lively(Plain())
     group = groups_by_name(model)["conv1"]
-    monkeypatch.setattr(import_module("shapray.pruning.criteria.obs"), "MAX_FEATURES", 44)
-    with pytest.raises(ValueError, match=r"conv1: conv2 reads 45 features, and .* can take 44"):
-        criterion("obs", model, [group], images(), None)
+    words = r"conv1: conv2 reads 45 features; what the group needs takes 64.8 kB, and 60 kB of"
+    with pytest.raises(ValueError, match=words):
+        criterion("obs", model, [group], images(), None, memory=PROCESS_BYTES + 100_000)

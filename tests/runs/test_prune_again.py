@@ -11,7 +11,10 @@ import safetensors.torch
 from tiny import write_job
 
 from shapray.again import main
+from shapray.pruning.evaluate import count_macs
+from shapray.pruning.latency import Latency
 from shapray.run import main as run
+from shapray.worker import cutter
 
 pytestmark = [pytest.mark.usefixtures("in_process"), pytest.mark.usefixtures("no_ray")]
 
@@ -111,6 +114,15 @@ def test_another_criterion_leaves_the_scores_as_they_are(copied):
     assert not (copied / "prune/l2/group_losses.parquet").exists()
 
 
+def test_how_many_images_are_used_is_said_where_they_do_not_all_fit(copied, capsys, monkeypatch):
+    monkeypatch.setattr(cutter, "images_that_fit", lambda *_: 9)
+    asked = ["prune.rank_by=obs", "prune.macs=0.6", "prune.repair=[batchnorm, least_squares]"]
+    assert main([str(copied), *asked, *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert "criterion obs: 9 of 24 images are used" in said
+    assert "least_squares: fitted on 9 of 24 images" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -147,6 +159,23 @@ def test_a_size_that_is_nearest_can_be_met(copied, capsys):
     message = refused(capsys, copied, "prune.macs=0.1", *bounds)
     nearest = message.strip().rpartition("the nearest is ")[2]
     assert main([str(copied), f"prune.macs={nearest}", *bounds, "prune.allocation=global"]) == 0
+
+
+def test_a_latency_is_met(copied, capsys, monkeypatch):
+    """By a clock that counts multiply-adds, with something that no cut saves."""
+
+    def counted(networks, example, batch, device):
+        macs = {name: count_macs(network, example)[1] for name, network in networks.items()}
+        passes = {name: (0.1 * macs["whole"] + of_it,) for name, of_it in macs.items()}
+        return {name: Latency(batch, seconds, 1, "counted") for name, seconds in passes.items()}
+
+    monkeypatch.setattr(cutter, "compared_latency", counted)
+    message = refused(capsys, copied, "prune.latency=0.05", *QUICK)
+    assert "prune.latency: 0.05 cannot be met: with all units gone that may go" in message
+    assert main([str(copied), "prune.latency=0.5", *QUICK, "--name", "fast"]) == 0
+    found = metrics_of(copied, "fast")
+    before, after = (found[name]["latency"][0]["median_ms"] for name in ("before", "after"))
+    assert after / before == pytest.approx(0.5, rel=0.02)
 
 
 def test_a_folder_without_scores(copied, capsys, tmp_path):

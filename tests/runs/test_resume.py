@@ -13,6 +13,7 @@ from shapray.engine import precision
 from shapray.run import main
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.shards import list_shards, publish_shard, shard_path
+from shapray.worker.cutter import Cutter
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -45,6 +46,72 @@ def test_another_pruning_needs_no_new_scores(tmp_path):
         ("shapley", "none"),
         ("shapley", "least_squares"),
     ]
+
+
+def failing_for(method, names):
+    """A method of the cutter's that fails for tasks of some names, and notes the others'."""
+    done = []
+
+    def attempted(self, task):
+        name = getattr(task, "criterion", None) or task.group
+        if name in names:
+            raise RuntimeError(f"no {name} today")
+        done.append(name)
+        return method(self, task)
+
+    return attempted, done
+
+
+def test_criteria_and_losses_are_computed_once(tmp_path, monkeypatch, capsys):
+    job, output = write_job(tmp_path, score__groups=["conv3", "fc1"]), tmp_path / "out"
+    quick = ["prune.curve=[]", "prune.random_seeds=[0]", "prune.export=[]"]
+    command = [str(job), *quick, "prune.criteria=[l2_norm, apoz, random]"]
+    find, measure = Cutter.criterion, Cutter.losses
+
+    def run(status, criteria=(), groups=()):
+        criterion, found = failing_for(find, criteria)
+        losses, measured = failing_for(measure, groups)
+        monkeypatch.setattr(Cutter, "criterion", criterion)
+        monkeypatch.setattr(Cutter, "losses", losses)
+        assert main(command) == status
+        return found, measured
+
+    assert run(3, criteria=["apoz"]) == (["l2_norm"], [])
+    assert "stage criterion: 1 task failed" in capsys.readouterr().err
+    assert run(3, groups=["fc1"]) == (["apoz"], ["conv3"])
+    assert "the same command does only the rest" in capsys.readouterr().err
+    assert run(0) == ([], ["fc1"])
+    before, metrics = results(output), (output / "prune/group_losses.parquet").read_bytes()
+    assert run(0) == ([], [])
+    assert results(output) == before
+    assert (output / "prune/group_losses.parquet").read_bytes() == metrics
+    assert before["scores.parquet"].column_names[-2:] == ["l2_norm", "apoz"]
+
+    command.append("prune.rank_by=apoz")  # the same orders; its rival is another one
+    assert run(0) == ([], [])
+    command.append("cluster.memory_per_worker=3GiB")  # it may bound the images that are used
+    found, measured = run(0)
+    assert sorted(found) == ["apoz", "l2_norm"]
+    assert sorted(measured) == ["conv3", "fc1"]
+
+
+def test_criteria_of_other_units_are_not_kept(tmp_path):
+    job, asked = str(write_job(tmp_path)), ["prune.criteria=[l2_norm]", "prune.allocation=global"]
+    quick = ["prune.curve=[]", "prune.export=[]", "prune.repair=[]", *asked]
+    for groups in ("[conv3]", "[conv3, fc1]", "[fc1]"):
+        assert main([job, f"score.groups={groups}", *quick]) == 0
+        scores = pq.read_table(tmp_path / "out/scores.parquet").to_pandas()
+        norms = scores.groupby("group")["l2_norm"].agg("min")
+        assert (norms > 0).all()
+
+
+def test_an_evaluation_that_fails_is_said_to_begin_anew(tmp_path, monkeypatch, capsys):
+    job = write_job(tmp_path, score__groups=["conv3"], prune__export=[])
+    monkeypatch.setattr(Cutter, "evaluate", lambda self, task: 1 / 0)
+    assert main([str(job), "prune.allocation=global"]) == 3
+    said = capsys.readouterr().err
+    assert "the same command does this stage anew" in said
+    assert "only the rest" not in said
 
 
 def test_torn_foreign_and_changed_shards_are_computed_again(finished, copied, tmp_path, capsys):

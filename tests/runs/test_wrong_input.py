@@ -73,6 +73,14 @@ def test_an_unknown_key_is_named_by_the_command(tmp_path):
             ["prune.rounds=500"],
             ["prune.rounds: 500", "144 units in the 4 groups", "140 can go", "140 rounds at most"],
         ),
+        (
+            ["prune.latency=0.0001", "prune.curve=[]"],
+            ["prune.latency: 0.0001 cannot be met: with all units gone that may go", "takes 0."],
+        ),
+        (
+            ["prune.min_accuracy=0.5", "prune.repair=[distill]", "data.calibration.limit=23"],
+            ["distill needs 20 calibration images, and there are 23, of which", "holds 4 back"],
+        ),
         (["output=nosuch://bucket/run"], ["output", "nosuch://bucket/run"]),
     ],
 )
@@ -80,6 +88,13 @@ def test_wrong_input_gets_one_message(tmp_path, capsys, overrides, found):
     message = refused(capsys, write_job(tmp_path), *overrides)
     for part in found:
         assert part in message
+
+
+def test_more_accuracy_than_the_whole_network_has(tmp_path, capsys):
+    labels = (pq.read_table(DIGITS)["label"].to_numpy() + 1) % 10
+    job = write_job(tmp_path, data__calibration__path=digits_with(tmp_path, label=labels))
+    message = refused(capsys, job, "prune.min_accuracy=0.5")
+    assert "prune.min_accuracy: 0.5; the whole network has 0 on the 4 calibration" in message
 
 
 def test_a_key_that_is_there_twice(tmp_path, capsys):

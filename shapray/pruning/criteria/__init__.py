@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
 from shapray.pruning.criteria.activity import apoz
 from shapray.pruning.criteria.at_random import at_random
@@ -38,11 +39,13 @@ class Criterion:
         images: it looks at the images; the others take any.
         loss: it takes the cross-entropy: to the labels, or to the network's own answers where
             there are none.
+        at_once: it holds what the network makes of all images at once.
     """
 
     scores: Callable[[Inputs], dict[str, np.ndarray]]
     images: bool = False
     loss: bool = False
+    at_once: bool = False
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -56,18 +59,20 @@ CRITERIA: Mapping[str, Criterion] = {
     "obd": Criterion(obd, images=True, loss=True),
     "jacobian": Criterion(jacobian, images=True, loss=True),
     "leave_one_out": Criterion(leave_one_out, images=True, loss=True),
-    "obs": Criterion(obs, images=True),
+    "obs": Criterion(obs, images=True, at_once=True),
 }
+MEMORY = 2**32
 
 
 def criterion(
     name: str,
     model: nn.Module,
     groups: Sequence[Group],
-    images: Tensor,
+    images: Pixels,
     labels: Tensor | None,
     seed: int = 0,
     batch: int = 64,
+    memory: int = MEMORY,
 ) -> dict[str, np.ndarray]:
     """Every unit's worth by one of `CRITERIA`; larger = more worth keeping.
 
@@ -81,6 +86,7 @@ def criterion(
         labels: (n_images,) int64; without them the class the network itself predicts is the label.
         seed: of `random`.
         batch: images that are in the network at once.
+        memory: bytes, of the whole process: a criterion that needs more beside the images is none.
     Returns:
         group's name -> (n_units,) float64, in the order of `groups`.
     Raises:
@@ -92,7 +98,7 @@ def criterion(
     assert not model.training
     if not groups:
         return {}
-    scores = CRITERIA[name].scores(Inputs(model, groups, images, labels, seed, batch))
+    scores = CRITERIA[name].scores(Inputs(model, groups, images, labels, seed, batch, memory))
     for group, values in scores.items():
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):

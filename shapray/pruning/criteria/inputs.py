@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
 
 
@@ -16,10 +17,11 @@ class Inputs:
 
     model: nn.Module
     groups: Sequence[Group]
-    images: Tensor
+    images: Pixels
     labels: Tensor | None
     seed: int
     batch: int
+    memory: int
 
     @functools.cached_property
     def device(self) -> torch.device:

@@ -9,7 +9,6 @@ from shapray.pruning.criteria.inputs import Inputs
 from shapray.shapley.values import check_outputs
 
 VALUE = "neg_cross_entropy"
-MEMORY = 2**31  # bytes for what the engine caches and has in work
 
 
 def leave_one_out(inputs: Inputs) -> dict[str, np.ndarray]:
@@ -22,7 +21,7 @@ def leave_one_out(inputs: Inputs) -> dict[str, np.ndarray]:
         ValueError: the network has one output, whose cross-entropy is always 0.
     """
     example = inputs.images[:1].to(inputs.device)
-    scorer = Scorer(inputs.model, inputs.groups, example, inputs.device, MEMORY)
+    scorer = Scorer(inputs.model, inputs.groups, example, inputs.device, inputs.memory)
     return {
         group.name: _losses(scorer.split(group.name, "float32"), inputs) for group in inputs.groups
     }

@@ -9,20 +9,23 @@ unit) and the error of the consumers' outputs instead of the loss.
 """
 
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from shapray.engine.network_game import PROCESS_BYTES
 from shapray.engine.trace import fold
 from shapray.network.group import Consumer, Group
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.repair.least_squares import IMAGES_AT_ONCE, MAX_ROWS, bias_of, may_have_bias
 from shapray.pruning.repair.regression import RIDGE, Regression
-from shapray.pruning.repair.sites import find_sites
+from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
+from shapray.text import size
 
-MAX_FEATURES = 10_000  # of a consumer: an inverse of that size takes 800 MB
+SHARE = 0.6  # of the memory, for matrices; the rest is for what the network makes of the images
 
 
 def obs(inputs: Inputs) -> dict[str, np.ndarray]:
@@ -31,37 +34,27 @@ def obs(inputs: Inputs) -> dict[str, np.ndarray]:
     if not isinstance(folded, fx.GraphModule):
         raise ValueError("criterion obs: torch.fx cannot trace the network")
     with torch.inference_mode():
-        return {group.name: _scores(inputs, folded, group) for group in inputs.groups}
+        images = inputs.images[:]
+        return {group.name: _scores(inputs, images, folded, group) for group in inputs.groups}
 
 
-def _scores(inputs: Inputs, folded: fx.GraphModule, group: Group) -> np.ndarray:
+def _scores(inputs: Inputs, images: Tensor, folded: fx.GraphModule, group: Group) -> np.ndarray:
     consumers = {consumer.module: consumer for consumer in group.consumers}
     found, left_out = find_sites(inputs.model, folded, consumers)
     sites = [site for site in found if site.layer in consumers]
     if len(sites) < len(consumers):
         name, reason = next((name, why) for name, why in left_out.items() if name in consumers)
         raise ValueError(f"criterion obs, group {group.name}: {name}: {reason}")
-    walk = Walk(folded, inputs.images, IMAGES_AT_ONCE)
+    layers = {site.layer: _layer(folded, site) for site in sites}
+    _check_memory(inputs, group, {name: layer.weight[0].numel() for name, layer in layers.items()})
+    walk = Walk(folded, images, IMAGES_AT_ONCE)
     kept = {name for site in sites for name in (walk.source(site.call), site.call)}
     readers = []
     for site in sites:
-        layer = folded.get_submodule(site.layer)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
         walk.run_to(site.call, keep=kept)
-        n_rows = walk.n_rows(site.call, layer.weight.shape[0])
-        share = min(1.0, MAX_ROWS / n_rows)
-        with_bias = may_have_bias(inputs.model, site)
-        n_features = layer.weight[0].numel()
-        if n_features > MAX_FEATURES:
-            raise ValueError(
-                f"criterion obs, group {group.name}: {site.layer} reads {n_features:,} features, "
-                f"and the criterion can take {MAX_FEATURES:,}"
-            )
-        # the sums are needed however few rows there are
-        regression = Regression(layer, bias_of(layer), with_bias, sys.maxsize)
-        pairs = list(zip(walk.of(walk.source(site.call)), walk.of(site.call)))
-        regression.add(lambda pairs=pairs: pairs, share)  # type: ignore[misc]
+        regression = _regression(inputs.model, layers[site.layer], site, walk)
         readers.append(_Reader(regression, consumers[site.layer], group.n_units))
+        del regression  # its sums are as large as all that stays of it
     order, growth = [], []
     alive = torch.ones(group.n_units, dtype=torch.bool)
     while alive.any():
@@ -83,16 +76,45 @@ def _scores(inputs: Inputs, folded: fx.GraphModule, group: Group) -> np.ndarray:
     return scores
 
 
+def _layer(folded: fx.GraphModule, site: Site) -> nn.Conv2d | nn.Linear:
+    layer = folded.get_submodule(site.layer)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return layer
+
+
+def _check_memory(inputs: Inputs, group: Group, n_features: Mapping[str, int]) -> None:
+    """A matrix of each consumer's features is there until the last unit has gone; while one is
+    made, three more."""
+    room = inputs.memory - (PROCESS_BYTES if inputs.device.type == "cpu" else 0)
+    squares = [n * n for n in n_features.values()]
+    needed, allowed = 8 * (sum(squares) + 3 * max(squares)), int(SHARE * room)
+    if needed > allowed:
+        most = max(n_features, key=n_features.__getitem__)
+        raise ValueError(
+            f"criterion obs, group {group.name}: {most} reads {n_features[most]:,} features; what "
+            f"the group needs takes {size(needed)}, and {size(allowed)} of the memory is for that "
+            "(cluster.memory_per_worker)"
+        )
+
+
+def _regression(
+    model: nn.Module, layer: nn.Conv2d | nn.Linear, site: Site, walk: Walk
+) -> Regression:
+    share = min(1.0, MAX_ROWS / walk.n_rows(site.call, layer.weight.shape[0]))
+    # the sums are needed however few rows there are
+    found = Regression(layer, bias_of(layer), may_have_bias(model, site), sys.maxsize)
+    found.add(lambda: zip(walk.of(walk.source(site.call)), walk.of(site.call)), share)
+    return found
+
+
 class _Reader:
     """A consumer's regression as units go: the inverse of its system, and its weights."""
 
     def __init__(self, regression: Regression, consumer: Consumer, n_units: int) -> None:
-        system = regression.system()  # (features, features)
         diagonal = RIDGE * regression.gram[0].diagonal().mean()
+        system = regression.system()  # (features, features), perhaps the regression's own
         diagonal = diagonal.clamp(min=torch.finfo(torch.float32).tiny)
-        system = system + diagonal * torch.eye(
-            len(system), dtype=system.dtype, device=system.device
-        )
+        system.diagonal().add_(diagonal)
         self.inverse = torch.linalg.inv(system)
         self.weights = regression.now[0].clone()  # (features, out)
         channels = torch.tensor(consumer.unit_of_channel)
@@ -127,8 +149,8 @@ class _Reader:
         both = torch.cat([self.weights[gone], self.inverse[gone]], 1)
         found = beside @ torch.linalg.solve(block, both)
         n_out = self.weights.shape[1]
-        self.weights = self.weights - found[:, :n_out]
-        self.inverse = self.inverse - found[:, n_out:]
+        self.weights -= found[:, :n_out]
+        self.inverse -= found[:, n_out:]
         for rows in (self.weights, self.inverse, self.inverse.T):
             rows[gone] = 0
         # keeps later blocks of this unit solvable; its weights are zero, and so is their cost

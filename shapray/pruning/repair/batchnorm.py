@@ -1,22 +1,31 @@
 """The statistics of every BatchNorm, taken anew on the calibration images."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-LARGEST = 2**30  # bytes that all images' inputs of one BatchNorm may take to be there at once
+from shapray.inputs.lazy import Pixels
+
+LARGEST = 2**30  # bytes
 
 
-def batchnorm(cut: nn.Module, images: Tensor, batch: int = 64) -> int:
+def batchnorm(
+    cut: nn.Module,
+    images: Pixels,
+    which: Tensor | None = None,
+    *,
+    batch: int = 64,
+    most: int | None = None,
+) -> int:
     """Set mean and variance of every BatchNorm to those of its inputs, in place.
 
     In the order of the data: what is measured at a layer is what reaches it when all layers before
     it have their new statistics. Over all images and positions at once; the variance with n - 1, as
-    PyTorch keeps it. One pass over the images if they fit in memory together (`LARGEST`), otherwise
-    one for each BatchNorm, up to there.
+    PyTorch keeps it. One pass over the images if they fit in memory together, otherwise one for
+    each BatchNorm, up to there.
 
     BatchNorms without running statistics stay as they are, and those that are called more than once
     for an image, which have no order.
@@ -24,19 +33,23 @@ def batchnorm(cut: nn.Module, images: Tensor, batch: int = 64) -> int:
     Args:
         cut: in eval mode, and left so; its weights stay.
         images: (n, channels, height, width) float32, on the network's device.
+        which: (m,) int64, those that count; None: all.
         batch: images at once where not all are.
+        most: bytes that all images' inputs of one BatchNorm may take to be there at once; `LARGEST`
+            unless told otherwise.
     Returns:
         how many BatchNorms have new statistics.
     """
     assert not cut.training
+    which = torch.arange(len(images)) if which is None else which
     with torch.inference_mode():
         norms, largest = _survey(cut, images[:1])
-        if largest * len(images) <= LARGEST:
+        if largest * len(which) <= (LARGEST if most is None else most):
             with _before([*norms], lambda norm, inputs: _Moments().add(inputs).write(norm)):
-                cut(images.clone())  # a network may change its input
+                cut(images[which])  # a copy: a network may change its input
         else:
             for norm in norms:
-                _of_inputs(norm, cut, images.split(batch)).write(norm)
+                _of_inputs(norm, cut, (images[part] for part in which.split(batch))).write(norm)
     return len(norms)
 
 
@@ -59,7 +72,7 @@ def _survey(cut: nn.Module, image: Tensor) -> tuple[list[_BatchNorm], int]:
     return [norm for norm in calls if calls.count(norm) == 1], max(sizes)
 
 
-def _of_inputs(norm: _BatchNorm, cut: nn.Module, batches: tuple[Tensor, ...]) -> "_Moments":
+def _of_inputs(norm: _BatchNorm, cut: nn.Module, batches: Iterable[Tensor]) -> "_Moments":
     moments = _Moments()
 
     def take(_: _BatchNorm, inputs: Tensor) -> None:
@@ -69,7 +82,7 @@ def _of_inputs(norm: _BatchNorm, cut: nn.Module, batches: tuple[Tensor, ...]) ->
     with _before([norm], take):
         for images in batches:
             with contextlib.suppress(_Enough):
-                cut(images.clone())
+                cut(images)
     return moments
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shapray.inputs.lazy import Pixels
 from shapray.pruning.repair.augment import blend, move
 from shapray.pruning.repair.blocks import find_blocks, outputs_of
 from shapray.text import one_line
@@ -51,7 +52,7 @@ class Distilled:
 def distill(
     whole: nn.Module,
     cut: nn.Module,
-    images: Tensor,
+    images: Pixels,
     labels: Tensor | None = None,
     *,
     steps: int,
@@ -99,7 +100,7 @@ def distill(
     began = time.monotonic()
     random = torch.Generator().manual_seed(seed)
     held_back, taught = parted(len(images), seed)
-    exam = _Exam(whole, images[held_back].to(device).split(batch))
+    exam = _Exam(whole, images, held_back.split(batch), device)
     targets = None if labels is None else F.one_hot(labels, exam.right.shape[1]).float().to(device)
     if blocks is None:
         blocks = find_blocks(whole, cut, images[:1].to(device))
@@ -183,8 +184,14 @@ def _pace(done: int, steps: int) -> float:
 class _Exam:
     """How far answers are from the whole network's, on images that no step is made with."""
 
-    def __init__(self, whole: nn.Module, batches: Sequence[Tensor]) -> None:
-        self.batches = batches
+    def __init__(
+        self,
+        whole: nn.Module,
+        images: Pixels,
+        batches: Sequence[Tensor],
+        device: str | torch.device,
+    ) -> None:
+        self.images, self.batches, self.device = images, batches, device
         with torch.no_grad():
             self.right = self._answers(whole)
 
@@ -195,7 +202,7 @@ class _Exam:
         return F.kl_div(found, self.right, log_target=True, reduction="batchmean").item()
 
     def _answers(self, network: nn.Module) -> Tensor:
-        logits = [network(images.clone()) for images in self.batches]
+        logits = [network(self.images[batch].to(self.device)) for batch in self.batches]
         return torch.cat(logits).double().log_softmax(1)
 
 
