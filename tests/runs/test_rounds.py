@@ -199,8 +199,10 @@ def test_a_second_command_scores_nothing_and_reads_the_networks(copied, in_round
 
 
 @pytest.mark.cluster
-def test_a_run_that_is_killed_in_round_2_goes_on_there(in_rounds, tmp_path):
-    job, output = job_of_rounds(tmp_path), tmp_path / "out"
+def test_a_run_that_is_killed_in_round_2_goes_on_there(copied, in_rounds, tmp_path):
+    job, output = job_of_rounds(tmp_path), copied
+    for folder in ("rounds", "prune"):  # it has come to the end of round 1
+        shutil.rmtree(output / folder)
     process = start(job)
     wait_for_shards(output / "rounds/2", 3, process)
     process.send_signal(signal.SIGKILL)
