@@ -21,6 +21,7 @@ from shapray.text import some
 
 PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
 SEARCHED = ("max_loss_increase", "min_accuracy")  # targets that only a measurement can meet
+EVEN = 0.005  # by which a rival's size may differ from the job's own cut, where it can be met
 Losses = Mapping[str, Mapping[str, Sequence[float]]]  # ranking -> group -> loss at `counts`
 
 
@@ -155,6 +156,19 @@ class Chooser:
             found = allocate.in_order(allocate.evenly(self.n_units), self.choices, size, target)
         return {group: sorted(orders[group][:count]) for group, count in found.items()}
 
+    def as_large(self, ranking: Ranking, losses: Losses, macs: float) -> dict[str, list[int]]:
+        """The units that go so that as many multiply-adds stay: no more; but within `EVEN` more
+        where less than that is too far from it, and more is nearer."""
+
+        def left(removed: Mapping[str, Sequence[int]]) -> float:
+            return self.sizes.macs({group: len(units) for group, units in removed.items()})
+
+        less = self.choose(ranking, losses, "macs", macs / self.sizes.all_macs)
+        if left(less) >= (1 - EVEN) * macs:
+            return less
+        more = self.choose(ranking, losses, "macs", (1 + EVEN) * macs / self.sizes.all_macs)
+        return min(less, more, key=lambda removed: abs(left(removed) - macs))
+
 
 _WORDS = {
     "macs": "multiply-adds",
@@ -208,7 +222,7 @@ def compared_cuts(
     planned: float | None = None,
 ) -> Compared:
     """The job's own cut at its own size and at those of the curve, and for each of them the cuts by
-    the other rankings with as many multiply-adds.
+    the other rankings with as many multiply-adds, as near as whole units come.
 
     Args:
         rankings: the job's own first.
@@ -225,7 +239,7 @@ def compared_cuts(
         found.append(Cut(name, own.criterion, own.seed, size, removed, prune.repair))
         macs = sizes.macs({group: len(units) for group, units in removed.items()})
         for other in others:
-            removed = chooser.choose(other, losses, "macs", macs / sizes.all_macs)
+            removed = chooser.as_large(other, losses, macs)
             name = f"{other.name}-{size}"
             found.append(Cut(name, other.criterion, other.seed, size, removed, prune.repair))
     kept, *rest = found
