@@ -85,6 +85,11 @@ def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> Job:
         raise JobError(f"{store.shown}/run.json: no such file; is this the output folder of a run?")
     tree = found["job"]
     for assignment in overrides:
+        if assignment.partition("=")[0] == "output":
+            raise JobError(
+                f"{assignment}: a cut stays beside the scores that it is made by; --name says in "
+                f"which folder below {store.shown}/prune"
+            )
         override(tree, assignment)
     tree["output"] = run_dir
     kwargs = (tree.get("model") or {}).get("kwargs") or {}
