@@ -22,6 +22,7 @@ exit status:
   0  done
   2  a value is wrong, or RUN_DIR has no scores (one message on stderr; nothing was written)
   3  a task failed, or the storage did
+130  it was stopped (Ctrl-C); the same command makes the cut
 """
 
 
@@ -41,5 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     console = PlainConsole(soft_wrap=True)
     return exit_status(
-        lambda: prune_again(options.run_dir, options.overrides, options.name, console)
+        lambda: prune_again(options.run_dir, options.overrides, options.name, console),
+        "stopped; the scores and earlier cuts are as they were, and the same command makes this "
+        "cut, with the losses of groups that are measured already",
     )

@@ -12,8 +12,12 @@ from shapray.text import shown
 DONE, INPUT_WRONG, TASKS_FAILED, INTERRUPTED = 0, 2, 3, 130
 
 
-def exit_status(command: Callable[[], None]) -> int:
-    """Do what was asked; what stops it is said on stderr."""
+def exit_status(command: Callable[[], None], interrupted: str) -> int:
+    """Do what was asked; what stops it is said on stderr.
+
+    Args:
+        interrupted: said where the user stops it: what is kept, and how to go on.
+    """
     try:
         command()
     except JobError as error:
@@ -21,7 +25,7 @@ def exit_status(command: Callable[[], None]) -> int:
     except (StorageError, ClusterError, ClaimLost, TasksFailed) as error:
         return _stop(TASKS_FAILED, error)
     except KeyboardInterrupt:
-        return _stop(INTERRUPTED, "stopped; the same command goes on from here")
+        return _stop(INTERRUPTED, interrupted)
     return DONE
 
 

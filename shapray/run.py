@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.plan:
             run(job, console)
 
-    return exit_status(command)
+    return exit_status(command, "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

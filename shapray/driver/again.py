@@ -91,6 +91,11 @@ def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[J
     tree = found["job"]
     n_rounds = (tree.get("prune") or {}).pop("rounds", 1)
     for assignment in overrides:
+        if assignment.partition("=")[0] == "output":
+            raise JobError(
+                f"{assignment}: a cut stays beside the scores that it is made by; --name says in "
+                f"which folder below {store.shown}/prune"
+            )
         override(tree, assignment)
     tree["output"] = run_dir
     kwargs = (tree.get("model") or {}).get("kwargs") or {}

@@ -6,6 +6,7 @@ Numbers in, numbers out: knows no network. A size is a function of how many unit
 import bisect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -115,6 +116,7 @@ def least_loss(
         raise UnreachableError(smallest(choices, size))
     few = {group: _thinned(counts) for group, counts in choices.items()}
     loss_at = {group: np.array([losses[group](n) for n in counts]) for group, counts in few.items()}
+    bargain = _Bargain(losses, choices, size, target)
     best, best_loss = None, math.inf
     current = {group: counts[0] for group, counts in choices.items()}
     for _ in range(ROUNDS):
@@ -127,55 +129,85 @@ def least_loss(
         )
         picked = _knapsack(list(loss_at.values()), list(sizes.values()), target - fixed)
         found = {group: few[group][place] for group, place in zip(few, picked)}
-        filled = _filled(found, losses, choices, size, target)
-        loss = sum(losses[group](n) for group, n in filled.items())
+        filled = bargain.filled(found)
+        loss = bargain.loss(filled)
         if loss < best_loss:
             best, best_loss = filled, loss
         if found == current:
             break
         current = found
     assert best is not None
-    return _exchanged(best, losses, choices, size, target)
+    return bargain.exchanged(best)
 
 
-def _exchanged(
-    counts: Counts,
-    losses: Mapping[str, Callable[[int], float]],
-    choices: Mapping[str, Sequence[int]],
-    size: Size,
-    target: float,
-) -> Counts:
-    """Nearer to the target where a step up is too large alone: one group steps up, another goes
-    down as far as it must. Where the target is not near, that may cost a little."""
+@dataclass(frozen=True)
+class _Bargain:
+    """A sum of losses to be small and a size to be met, and what one group's next step is to both.
 
-    def loss(counts: Counts) -> float:
-        return sum(losses[group](n) for group, n in counts.items())
+    Attributes:
+        losses, choices, size, target: see `least_loss`.
+    """
 
-    found, dearest = dict(counts), WORTH * loss(counts) + LITTLE
-    while (now := size(found)) < target:
-        better = [
-            after
-            for _, larger in _steps(found, losses, choices, size, -1)
-            for after in _downs(larger, choices, size, target)
-            if now < size(after) <= target
-            and loss(after) <= (dearest if now < NEAR * target else loss(found))
-        ]
-        if not better:
-            break
-        found = min(better, key=loss)
-    return found
+    losses: Mapping[str, Callable[[int], float]]
+    choices: Mapping[str, Sequence[int]]
+    size: Size
+    target: float
 
+    def loss(self, counts: Counts) -> float:
+        return sum(self.losses[group](n) for group, n in counts.items())
 
-def _downs(
-    counts: Counts, choices: Mapping[str, Sequence[int]], size: Size, target: float
-) -> Iterator[Counts]:
-    """For every group that can, the counts with the fewest more of its units gone that are small
-    enough."""
-    for group, n in counts.items():
-        smaller = [counts | {group: more} for more in choices[group] if more > n]
-        place = bisect.bisect_left(smaller, -target, key=lambda after: -size(after))
-        if place < len(smaller):
-            yield smaller[place]
+    def filled(self, counts: Counts) -> Counts:
+        """Down to the target by the steps that cost least per size, then up to it by those that
+        give most."""
+        found = dict(counts)
+        while self.size(found) > self.target:
+            found = min(self._steps(found, +1), key=lambda step: step[0])[1]
+        while True:
+            steps = [
+                (rate, after)
+                for rate, after in self._steps(found, -1)
+                if self.size(after) <= self.target
+            ]
+            if not steps:
+                return found
+            found = max(steps, key=lambda step: step[0])[1]
+
+    def exchanged(self, counts: Counts) -> Counts:
+        """Nearer to the target where a step up is too large alone: one group steps up, another goes
+        down as far as it must. Where the target is not near, that may cost a little."""
+        found, dearest = dict(counts), WORTH * self.loss(counts) + LITTLE
+        while (now := self.size(found)) < self.target:
+            better = [
+                after
+                for _, larger in self._steps(found, -1)
+                for after in self._downs(larger)
+                if now < self.size(after) <= self.target
+                and self.loss(after) <= (dearest if now < NEAR * self.target else self.loss(found))
+            ]
+            if not better:
+                break
+            found = min(better, key=self.loss)
+        return found
+
+    def _steps(self, counts: Counts, direction: int) -> list[tuple[float, Counts]]:
+        """(loss per size, counts after it) of every group's next step."""
+        before, steps = self.size(counts), []
+        for group, n in counts.items():
+            place = self.choices[group].index(n) + direction
+            if 0 <= place < len(self.choices[group]):
+                after = counts | {group: self.choices[group][place]}
+                change = abs(self.losses[group](after[group]) - self.losses[group](n))
+                steps.append((change / max(abs(self.size(after) - before), 1e-9), after))
+        return steps
+
+    def _downs(self, counts: Counts) -> Iterator[Counts]:
+        """For every group that can, the counts with the fewest more of its units gone that are
+        small enough."""
+        for group, n in counts.items():
+            smaller = [counts | {group: more} for more in self.choices[group] if more > n]
+            place = bisect.bisect_left(smaller, -self.target, key=lambda after: -self.size(after))
+            if place < len(smaller):
+                yield smaller[place]
 
 
 def _thinned(counts: Sequence[int]) -> list[int]:
@@ -211,44 +243,3 @@ def _knapsack(
         picked.append(place)
         left -= int(bins[place])
     return picked[::-1]
-
-
-def _filled(
-    counts: Counts,
-    losses: Mapping[str, Callable[[int], float]],
-    choices: Mapping[str, Sequence[int]],
-    size: Size,
-    target: float,
-) -> Counts:
-    """Down to the target by the steps that cost least per size, then up to it by those that give
-    most."""
-    found = dict(counts)
-    while size(found) > target:
-        found = min(_steps(found, losses, choices, size, +1), key=lambda step: step[0])[1]
-    while True:
-        steps = [
-            (rate, after)
-            for rate, after in _steps(found, losses, choices, size, -1)
-            if size(after) <= target
-        ]
-        if not steps:
-            return found
-        found = max(steps, key=lambda step: step[0])[1]
-
-
-def _steps(
-    counts: Counts,
-    losses: Mapping[str, Callable[[int], float]],
-    choices: Mapping[str, Sequence[int]],
-    size: Size,
-    direction: int,
-) -> list[tuple[float, Counts]]:
-    """(loss per size, counts after it) of every group's next step."""
-    before, steps = size(counts), []
-    for group, n in counts.items():
-        place = choices[group].index(n) + direction
-        if 0 <= place < len(choices[group]):
-            after = counts | {group: choices[group][place]}
-            change = abs(losses[group](after[group]) - losses[group](n))
-            steps.append((change / max(abs(size(after) - before), 1e-9), after))
-    return steps

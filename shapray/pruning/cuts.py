@@ -22,6 +22,7 @@ from shapray.text import some
 
 PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
 SEARCHED = ("max_loss_increase", "min_accuracy")  # targets that only a measurement can meet
+EVEN = 0.005  # by which a rival's size may differ from the job's own cut, where it can be met
 Losses = Mapping[str, Mapping[str, Sequence[float]]]  # ranking -> group -> loss at `counts`
 
 
@@ -180,6 +181,19 @@ class Chooser:
             found = allocate.in_order(allocate.evenly(self.n_units), self.choices, size, target)
         return {group: sorted(orders[group][:count]) for group, count in found.items()}
 
+    def as_large(self, ranking: Ranking, losses: Losses, macs: float) -> dict[str, list[int]]:
+        """The units that go so that as many multiply-adds stay: no more; but within `EVEN` more
+        where less than that is too far from it, and more is nearer."""
+
+        def left(removed: Mapping[str, Sequence[int]]) -> float:
+            return self.sizes.macs({group: len(units) for group, units in removed.items()})
+
+        less = self.choose(ranking, losses, "macs", macs / self.sizes.all_macs)
+        if left(less) >= (1 - EVEN) * macs:
+            return less
+        more = self.choose(ranking, losses, "macs", (1 + EVEN) * macs / self.sizes.all_macs)
+        return min(less, more, key=lambda removed: abs(left(removed) - macs))
+
 
 _WORDS = {
     "macs": "multiply-adds",
@@ -235,8 +249,8 @@ def compared_cuts(
     in_rounds: Mapping[str, Sequence[int]] | None = None,
 ) -> Compared:
     """The job's own cut at its own size and at those of the curve, and for each of them the cuts by
-    the other rankings with as many multiply-adds. Beside a cut in several rounds, the job's own
-    ranking in one round is among the others.
+    the other rankings with as many multiply-adds, as near as whole units come. Beside a cut in
+    several rounds, the job's own ranking in one round is among the others.
 
     Args:
         rankings: the job's own first.
@@ -258,7 +272,7 @@ def compared_cuts(
         found.append(Cut(name, own.criterion, own.seed, size, removed, prune.repair, n_rounds))
         macs = sizes.macs({group: len(units) for group, units in removed.items()})
         for other in rivals:
-            removed = chooser.choose(other, losses, "macs", macs / sizes.all_macs)
+            removed = chooser.as_large(other, losses, macs)
             name = f"{other.name}-{size}"
             found.append(Cut(name, other.criterion, other.seed, size, removed, prune.repair))
     kept, *rest = found

@@ -60,7 +60,10 @@ def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) 
             parts = [_scores(table, name, seed) for name in names]
             scores = parts[0] if len(parts) == 1 else _ranks_summed(parts)
             if prune.per_multiply_add and names != ("random",):
-                scores = {group: values / macs_per_unit[group] for group, values in scores.items()}
+                scores = {
+                    group: _per_cost(values, macs_per_unit[group])
+                    for group, values in scores.items()
+                }
             found.append(Ranking(label, seed, scores))
     return found
 
@@ -101,6 +104,12 @@ def _scores(table: pa.Table, name: str, seed: int | None) -> dict[str, np.ndarra
                 f"finite, the first is that of unit {wrong[0]} ({of_units[wrong[0]]})"
             )
     return scores
+
+
+def _per_cost(scores: np.ndarray, cost: float) -> np.ndarray:
+    """Worth for what a unit costs. Of a unit that does harm, below zero, the more goes the better:
+    its score is multiplied, so that the dearest go first, still before all that do good."""
+    return np.where(scores > 0, scores / cost, scores * cost)
 
 
 def _ranks_summed(parts: Sequence[Scores]) -> dict[str, np.ndarray]:

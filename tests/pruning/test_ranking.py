@@ -7,7 +7,7 @@ from cases import case
 
 from shapray.config import Prune
 from shapray.network.find import find_groups
-from shapray.pruning.allocate import UnreachableError
+from shapray.pruning.allocate import UnreachableError, by_score
 from shapray.pruning.cuts import Chooser
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
@@ -89,8 +89,15 @@ def test_ranks_by_several_criteria_are_added_up():
 def test_worth_per_multiply_add():
     asked = Prune(per_multiply_add=True, criteria=[], rank_by="mean")
     [found] = rankings(table(SCORES), asked, {"a": 2.0, "b": 4.0})
-    assert found.scores["a"] == pytest.approx(SCORES["a"] / 2)
+    assert found.scores["a"] == pytest.approx([0.25, -2.0, 1.5, 0.05])
     assert found.scores["b"] == pytest.approx(SCORES["b"] / 4)
+
+
+def test_of_units_that_do_harm_the_dearest_go_first():
+    scores = {"cheap": np.array([-1.0, 1.0]), "dear": np.array([-1.0, 1.0])}
+    asked = Prune(per_multiply_add=True, criteria=[], rank_by="mean")
+    [found] = rankings(table(scores), asked, {"cheap": 10.0, "dear": 1000.0})
+    assert by_score(found.scores) == ["dear", "cheap", "dear", "cheap"]
 
 
 def test_what_was_not_measured_cannot_be_ranked():
@@ -173,6 +180,32 @@ def test_plans_keep_the_constraints_and_the_size(name, key, allocation, round_to
         scores = {group.name: rng.normal(size=group.n_units) for group in case(name).groups}
         settings = {"round_to": round_to, "min_units": min_units, key: share}
         check(Prune(allocation=allocation, **settings), scores, sizes, rng)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_rivals_size_is_the_nearest_from_below_or_a_little_above(allocation):
+    model, example = case("digits").model, case("digits").example
+    sizes = Sizes(model, find_groups(model, example), example)
+    n_units = {group.name: group.n_units for group in case("digits").groups}
+    chooser = Chooser(Prune(allocation=allocation, macs=0.5), n_units, sizes)
+    rng = np.random.default_rng(0)
+    found = []
+    for share in rng.uniform(0.2, 0.9, size=40):
+        other = ranking({group: rng.normal(size=n) for group, n in n_units.items()})
+        macs = share * sizes.all_macs
+        less, own = (
+            sizes.macs({group: len(units) for group, units in removed.items()}) / macs
+            for removed in (
+                chooser.choose(other, {}, "macs", share),
+                chooser.as_large(other, {}, macs),
+            )
+        )
+        assert less <= 1
+        assert abs(1 - own) <= 1 - less
+        assert own <= 1.005
+        found.append((less, own))
+    assert any(less < 0.995 and own > 1 for less, own in found)
+    assert all(own == less for less, own in found if less >= 0.995)
 
 
 def check(prune: Prune, scores, sizes, rng) -> None:
