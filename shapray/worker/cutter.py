@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.files import publish
 from shapray.pruning.latency import bearable_batch, compared_latency
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
+from shapray.pruning.repair.distill import in_words
 from shapray.pruning.repair.walk import images_that_fit
 from shapray.pruning.saved import weights_bytes
 from shapray.worker.tasks import (
@@ -88,8 +90,8 @@ class Cutter:
         ]
         return Latencies(task, {name: tuple(of[name] for of in timed) for name in networks})
 
-    def evaluate(self, task: EvaluateTask) -> Evaluation:
-        made, parts = self._network(task), []
+    def evaluate(self, task: EvaluateTask, say: Callable[[str], None]) -> Evaluation:
+        made, parts = self._network(task, say), []
         for first in range(task.first, task.last, IMAGES_AT_ONCE):
             last = min(first + IMAGES_AT_ONCE, task.last)
             images, labels = self._to_measure(task.images, first, last)
@@ -98,7 +100,7 @@ class Cutter:
             task, joined(parts), made.parameters, made.multiply_adds, made.file_bytes, made.notes
         )
 
-    def _network(self, task: EvaluateTask) -> _Made:
+    def _network(self, task: EvaluateTask, say: Callable[[str], None]) -> _Made:
         """The network of a cut, kept for the next slice of images."""
         setup, cut = self.setup, task.cut
         if self._made is None or self._made.cut != cut.name:
@@ -114,6 +116,7 @@ class Cutter:
                 labels,
                 prune,
                 seed,
+                progress=lambda *how_far: say(f"{cut.name}: {in_words(*how_far)}"),
                 n_fitted=self._n_repairable,
             )
             notes = tuple(f"{cut.name}: {line}" for line in made.done) + made.notes

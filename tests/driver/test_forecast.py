@@ -1,6 +1,7 @@
 """Looking ahead: what a plan counts is what the run does, and a budget is kept."""
 
 import itertools
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -11,7 +12,7 @@ from tiny import write_job
 
 from shapray.cluster.needs import workers_here
 from shapray.config import load_job
-from shapray.driver.forecast import fitting, make_forecast, makespan
+from shapray.driver.forecast import Forecast, fitting, make_forecast, makespan
 from shapray.driver.preview import parse_time
 from shapray.driver.tasks import evaluated_slices
 from shapray.errors import JobError
@@ -77,6 +78,22 @@ def test_a_plan_says_what_it_is_and_leaves_nothing(tmp_path, memory, capsys):
     assert "counted on 24 of 24 calibration images" in said
     assert sorted(tmp_path.rglob("*")) == before
     assert not memory.fs.store
+
+
+def test_a_distillation_is_counted_by_its_steps(forecast):
+    def predicted(repair, steps):
+        setup = forecast.planned.setup
+        distill = setup.job.prune.distill.model_copy(update={"steps": steps})
+        prune = setup.job.prune.model_copy(update={"repair": repair, "distill": distill})
+        job = setup.job.model_copy(update={"prune": prune})
+        planned = replace(forecast.planned, setup=replace(setup, job=job))
+        found = Forecast(planned, forecast.survey, 1, forecast.where, forecast.planning)
+        return found.at(8).worker_seconds("evaluate")
+
+    without = predicted(("least_squares",), 100)
+    few, many = (predicted(("least_squares", "distill"), steps) for steps in (100, 300))
+    assert without < few
+    assert many - without == pytest.approx(3 * (few - without))
 
 
 def test_a_larger_budget_never_means_fewer_permutations(forecast):

@@ -21,6 +21,7 @@ from shapray.text import one_line
 
 FEWEST_IMAGES = 20  # a fifth is held back, and the rest must be a batch
 HELD_BACK = 5  # every so many images, one
+BATCH = 64  # images a step
 CHECKS = 12  # of the held-back images on the way, and one before the first step
 TEMPERATURE = 2.0  # of the softmaxes that are compared
 BLOCKS = 9.0  # weight of the blocks together; that of the answers is 1
@@ -56,7 +57,7 @@ def distill(
     *,
     steps: int,
     lr: float = 1e-3,
-    batch: int = 64,
+    batch: int = BATCH,
     seed: int = 0,
     device: str | torch.device = "cpu",
     blocks: Sequence[str] | None = None,
@@ -132,6 +133,11 @@ def distill(
                 progress(step, steps, found)
     cut.load_state_dict(best.state_dict())
     return Distilled(steps, best_step, loss_before, best_loss, time.monotonic() - began)
+
+
+def in_words(step: int, steps: int, loss: float) -> str:
+    """How far a distillation is, from what `progress` is called with."""
+    return f"distill: step {step} of {steps}, loss {loss:.3g} on the images held back"
 
 
 def parted(n_images: int, seed: int) -> tuple[Tensor, Tensor]:
