@@ -20,8 +20,8 @@ class News:
     """
 
     def __init__(self) -> None:
-        self.queue: Any = Queue(actor_options={"num_cpus": 0})
-        self.coming = [self.queue.actor.get.remote()]
+        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.coming = [self._next()]
         self.said: dict[int, str] = {}
 
     def voice(self, number: int) -> Callable[[str], None]:
@@ -36,7 +36,7 @@ class News:
         with contextlib.suppress(RayError):
             number, text = ray.get(reference)
             self.said[number] = text
-            self.coming = [self.queue.actor.get.remote()]
+            self.coming = [self._next()]
 
     def latest(self, numbers: Iterable[int]) -> str:
         """What the first of these workers says that says anything."""
@@ -45,6 +45,10 @@ class News:
     def forget(self, number: int) -> None:
         """It has done what it spoke of."""
         self.said.pop(number, None)
+
+    def _next(self) -> Any:
+        actor: Any = self.queue.actor
+        return actor.get.remote()
 
     def close(self) -> None:
         self.queue.shutdown(force=True)

@@ -18,6 +18,7 @@ from shapray.errors import JobError
 from shapray.pruning.allocate import Size, UnreachableError
 from shapray.pruning.curve import curve_table, losses_table, measurements_json
 from shapray.pruning.cuts import (
+    HELD_BACK,
     SEARCHED,
     WHOLE,
     Chooser,
@@ -29,7 +30,6 @@ from shapray.pruning.cuts import (
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
-from shapray.pruning.repair.distill import HELD_BACK
 from shapray.storage.schemas import CURVE, LOSSES
 from shapray.worker.tasks import (
     CriterionTask,

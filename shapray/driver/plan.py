@@ -14,8 +14,7 @@ from shapray.driver.inputs import CHECK_IMAGES, Inputs
 from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
-from shapray.pruning.cuts import SEARCHED, Chooser
-from shapray.pruning.repair.distill import FEWEST_IMAGES, HELD_BACK
+from shapray.pruning.cuts import HELD_BACK, SEARCHED, Chooser
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
 from shapray.storage.schemas import GROUPS
@@ -67,11 +66,6 @@ def plan(inputs: Inputs) -> Plan:
     )
     n_units = {group.name: group.n_units for group in setup.groups}
     chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, images[:1]))
-    if "distill" in job.prune.repair and len(calibration) < FEWEST_IMAGES:
-        raise JobError(
-            f"prune.repair: distill needs {FEWEST_IMAGES} calibration images, and there are "
-            f"{len(calibration)}"
-        )
     if job.prune.distill.labels and calibration.labels is None:
         raise JobError(
             "prune.distill.labels: true, and the calibration images have none; set "

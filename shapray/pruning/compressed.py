@@ -12,7 +12,7 @@ from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import Settings, drop_unreached
 from shapray.pruning.repair.batchnorm import batchnorm
-from shapray.pruning.repair.distill import distill, parted
+from shapray.pruning.repair.distill import distill
 from shapray.pruning.repair.least_squares import least_squares
 from shapray.text import some
 
@@ -62,22 +62,19 @@ def compressed(
         progress: of a distillation; see there.
         n_fitted: images that a fit by least squares may hold the activations of; None: all.
     Raises:
-        ValueError: too few images to distill with, or a network that cannot be trained.
+        ValueError: a network that cannot be trained.
     """
     if not any(removed.values()):
         return Compressed(copy.deepcopy(whole), NOTHING, (), ())
     start, done, notes = whole, list[str](), list[str]()
-    seen = images
-    if "distill" in repair:
-        seen = images[parted(len(images), seed)[1].to(images.device)]
     if "batchnorm" in repair:
         start = silenced(whole, groups, removed)
-        batchnorm(start, seen)
+        batchnorm(start, images)
     if "least_squares" in repair:
-        fitted = seen[:n_fitted]
-        if len(fitted) < len(seen):
+        fitted = images[:n_fitted]
+        if len(fitted) < len(images):
             notes.append(
-                f"least_squares: fitted on {len(fitted)} of {len(seen)} images, as many as the "
+                f"least_squares: fitted on {len(fitted)} of {len(images)} images, as many as the "
                 "memory of a worker holds (cluster.memory_per_worker)"
             )
         refitted = least_squares(whole, start, groups, removed, fitted, seed)
@@ -104,8 +101,14 @@ def compressed(
             device=images.device,
             progress=progress,
         )
-        done.append(
-            f"distilled: step {learned.best_step} of {learned.steps} is the best, loss "
-            f"{learned.loss_before:.4g} -> {learned.loss_after:.4g} on the images held back"
-        )
+        if learned.loss_after < learned.loss_before:
+            done.append(
+                f"distilled: {learned.steps} steps, loss {learned.loss_before:.4g} -> "
+                f"{learned.loss_after:.4g}"
+            )
+        else:
+            notes.append(
+                f"distilled: {learned.steps} steps came no nearer to the whole network, and were "
+                "undone; a lower prune.distill.learning_rate may"
+            )
     return Compressed(network, unreached.settings, tuple(done), tuple(notes))

@@ -21,6 +21,7 @@ from shapray.text import some
 
 PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
 SEARCHED = ("max_loss_increase", "min_accuracy")  # targets that only a measurement can meet
+HELD_BACK = 5  # every so many calibration images, one, for that measurement
 Losses = Mapping[str, Mapping[str, Sequence[float]]]  # ranking -> group -> loss at `counts`
 
 
