@@ -34,6 +34,7 @@ from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.ranked import named, ranked
 from shapray.pruning.ranking import needed_criteria, rankings
+from shapray.pruning.repair.distill import in_words
 from shapray.pruning.rounds import (
     Decision,
     check_rounds,
@@ -154,6 +155,7 @@ def repair(
     labels: Tensor | Sequence[int] | None = None,
     *,
     seed: int = 0,
+    progress: bool = True,
     **settings: Any,
 ) -> nn.Module:
     """A copy of a network without some of its units, made to work again.
@@ -164,13 +166,15 @@ def repair(
         images: (n, channels, height, width), a few hundred, not those that it is measured on.
         labels: (n,) integers; only read by a distillation that is asked to.
         seed: of what is drawn.
+        progress: say how far a distillation is.
         **settings: `repair` and `distill`, as in the job file's section `prune`.
     Returns:
         the smaller network, in eval mode, float32, on the network's device.
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    made = _repaired(model, cut, images, labels, seed, settings)
+    console = PlainConsole(quiet=not progress)
+    made = _repaired(model, cut, images, labels, seed, settings, console)
     for note in made.notes:
         warnings.warn(note, stacklevel=2)
     return made.network
@@ -183,6 +187,7 @@ def _repaired(
     labels: Tensor | Sequence[int] | None,
     seed: int,
     settings: Mapping[str, Any],
+    console: PlainConsole,
 ) -> Compressed:
     _known(settings, REPAIRING)
     asked = section_of(Prune, settings)
@@ -202,6 +207,7 @@ def _repaired(
             None if targets is None else targets.to(device),
             asked,
             seed,
+            progress=lambda *how_far: console.print(in_words(*how_far)),
         ),
     )
 
@@ -247,7 +253,7 @@ def compress(
     scores = score(model, images, labels, progress=progress, **scoring)
     console.print(repr(scores))
     cut = _in_rounds(asked, scores, model, images, labels, scoring, console)
-    made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing)
+    made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing, console)
     small = made.network
     example = images[:1].to(like(small))
     n_removed, n_units = sum(map(len, cut.values())), scores.scores.num_rows
@@ -289,7 +295,7 @@ def _in_rounds(
         cut = decision.cut(size)
         if not decision.takes_more(cut):
             continue  # the same network would get the same scores
-        made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing)
+        made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing, console)
         scores = score(made.network, images, labels, **again)
         console.print(f"round {number} of {asked.rounds}: {scores!r}")
         scored = set(scores.scores["group"].to_pylist())

@@ -3,7 +3,7 @@
 import pickle
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shapray.cluster.attempt import Trouble, attempt
@@ -16,11 +16,12 @@ class Host:
     a module included, reaches the driver in words.
     """
 
-    def prepare(self, pickled: Any, device: str) -> Trouble | str:
+    def prepare(self, pickled: Any, device: str, say: Callable[[str], None]) -> Trouble | str:
         """Make the worker.
 
         Args:
             pickled: a buffer that holds device -> worker.
+            say: hears how far it is with a task.
         Returns:
             the name of the machine.
         """
@@ -28,6 +29,7 @@ class Host:
         if isinstance(made, Trouble):
             return made
         self.worker = made
+        self.worker.say = say
         return platform.node()
 
     def call(self, method: str, tasks: Sequence[Any]) -> tuple[list[Any], float]:

@@ -50,8 +50,15 @@ class LocalPool:
     ) -> list[Failure]:
         failures: list[Failure] = []
         counts = Counts(n_workers=1)
+
+        def hear(text: str) -> None:
+            counts.said = text
+            on_change(counts)
+
+        self.worker.say = hear
         for task in costly_first(tasks):
             result = attempt(getattr(self.worker, method), task)
+            counts.said = ""
             if not isinstance(result, Trouble):
                 on_receipt(result)
                 counts.n_done += 1

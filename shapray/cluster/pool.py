@@ -35,10 +35,18 @@ class Counts:
     n_failed: int = 0  # for good
     n_retried: int = 0  # attempts that failed or whose worker died
     n_workers: int = 0  # that are set up
+    said: str = ""  # how far a worker is with a task that takes long
 
 
 def ignore(counts: Counts) -> None:
     """For who does not want to know."""
+
+
+class Worker(Protocol):
+    """What does tasks: one method a stage, called with a task."""
+
+    say: Callable[[str], None]
+    """Set by who holds the worker; called during a task that takes long, with how far it is."""
 
 
 class Pool(Protocol):

@@ -23,6 +23,7 @@ from shapray.cluster.attempt import Trouble
 from shapray.cluster.backlog import Backlog, Entry
 from shapray.cluster.host import Host
 from shapray.cluster.needs import in_words, lacking, worker_needs
+from shapray.cluster.news import News
 from shapray.cluster.nodes import capacity, nodes, seems_to_grow
 from shapray.cluster.pool import Counts, Failure, Task, ignore, set_aside
 from shapray.config import Cluster
@@ -93,6 +94,7 @@ class RayPool:
             self._has_no_room()
         self.looked = self.quiet_since = time.monotonic()
         self.make = ray.put(_pickled(make))
+        self.news = News()
         self.members: list[_Member] = []
         self.owners: dict[Any, _Member] = {}  # of all calls that are under way
         self.numbers = itertools.count()
@@ -133,6 +135,7 @@ class RayPool:
                 self._submit(stage)
                 for member, reference in self._wait():
                     self._receive(stage, member, reference)
+                stage.counts.said = self.news.latest(m.number for m in self.members if m.flights)
                 stage.counts.n_workers = sum(m.preparing is None for m in self.members)
                 on_change(stage.counts)
         except BaseException:
@@ -151,8 +154,9 @@ class RayPool:
         busy = sum(bool(member.flights) for member in self.members)
         for _ in range(min(limit, busy + n_waiting) - len(self.members)):
             actor = _REMOTE.options(num_cpus=self.needs["CPU"], num_gpus=self.needs["GPU"]).remote()
-            first_call = actor.prepare.remote(self.make, self.device)
-            member = _Member(next(self.numbers), actor, first_call)
+            number = next(self.numbers)
+            first_call = actor.prepare.remote(self.make, self.device, self.news.voice(number))
+            member = _Member(number, actor, first_call)
             self.members.append(member)
             self.owners[first_call] = member
         if self._may_grow and not n_waiting:  # no node is to start for a worker without work
@@ -185,11 +189,13 @@ class RayPool:
             time.sleep(LOOK_SECONDS / 5)
             self._complain(False)
             return []
-        done, rest = ray.wait(list(self.owners), num_returns=1, timeout=LOOK_SECONDS)
+        coming = [*self.owners, *self.news.coming]
+        done, rest = ray.wait(coming, num_returns=1, timeout=LOOK_SECONDS)
         self._complain(bool(done))
         if done and rest:
             done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        return [(self.owners[reference], reference) for reference in done]
+        self.news.hear(done)
+        return [(self.owners[call], call) for call in done if call in self.owners]
 
     def _complain(self, anything_done: bool) -> None:
         """Say so if nobody works because the cluster has no room for a worker just now."""
@@ -228,6 +234,7 @@ class RayPool:
             self._lose(stage, member, error)
             return
         del member.flights[reference]
+        self.news.forget(member.number)
         for entry, result in zip(entries, results):
             if isinstance(result, Trouble):
                 self._try_again(stage, member, entry, result)
@@ -316,6 +323,7 @@ class RayPool:
     def close(self) -> None:
         while self.members:
             self._dismiss(self.members[0])
+        self.news.close()
 
 
 def _pickled(make: Callable[[str], Any]) -> np.ndarray:

@@ -65,8 +65,8 @@ def _listed(value: Any) -> Any:
 class Distill(Section):
     """Training on the calibration images, with the whole network as the teacher."""
 
-    steps: Annotated[int, whole(1, 10**6)] = 200
-    learning_rate: Positive = 1e-3
+    steps: Annotated[int, whole(1, 10**6)] = 1000
+    learning_rate: Positive = 5e-4
     labels: bool = False
 
 

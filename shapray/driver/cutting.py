@@ -20,6 +20,7 @@ from shapray.inputs.digest import digest
 from shapray.pruning.allocate import Size, UnreachableError
 from shapray.pruning.curve import curve_table, measurements_json
 from shapray.pruning.cuts import (
+    HELD_BACK,
     SEARCHED,
     WHOLE,
     Chooser,
@@ -31,7 +32,6 @@ from shapray.pruning.cuts import (
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
-from shapray.pruning.repair.distill import HELD_BACK
 from shapray.storage.schemas import CURVE
 from shapray.worker.tasks import (
     CriterionTask,

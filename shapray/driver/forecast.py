@@ -26,6 +26,7 @@ from shapray.driver.tasks import evaluated_slices, inspect_tasks, score_tasks
 from shapray.errors import ClusterError, JobError
 from shapray.pruning.cuts import compared_networks
 from shapray.pruning.repair.curves import CURVE_IMAGES
+from shapray.pruning.repair.distill import BATCH
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
@@ -36,6 +37,7 @@ from shapray.worker.survey import Surveyor, SurveyTask
 
 START_SECONDS = 12.0  # Ray and the workers' imports
 REPAIR_PASSES = 30  # of the whole network over the calibration images, as long as a repair takes
+DISTILL_PASSES = 4  # over a step's images, as long as the step takes, forward and backward
 LOSS_PASSES = 6  # over some of them, as long as a group's losses by one ranking take
 COUNTED_STEPS = 250_000  # of permutations whose coalitions are told apart one by one
 MANY_COALITIONS = 24  # players; of more, few coalitions are drawn again
@@ -155,6 +157,10 @@ class Forecast:
         look = survey.load + survey.look
         n_images = len(setup.calibration)
         repair = REPAIR_PASSES * n_images * survey.forward
+        trained = 0.0
+        if "distill" in setup.job.prune.repair:
+            seen = setup.job.prune.distill.steps * min(BATCH, n_images)
+            trained = DISTILL_PASSES * seen * survey.forward
         look_back = LOSS_PASSES * min(n_images, CURVE_IMAGES) * survey.forward
         n_further = setup.job.prune.rounds - 1
         score = [(group.prepare, group.tasks) for group in groups]
@@ -181,7 +187,7 @@ class Forecast:
                 "rounds": n_further * [*score, *losses(2), (0.0, np.array([repair]))],
                 "evaluate": [
                     (
-                        survey.network + repaired * repair,
+                        survey.network + repaired * (repair + trained),
                         np.array(
                             [
                                 (survey.load + survey.forward) * (last - first)
@@ -300,7 +306,8 @@ def fitting(forecast: Forecast, budget: float) -> Prediction:
     Raises:
         JobError: not even the fewest are; says what takes how long.
     """
-    score, n_workers = forecast.planned.setup.job.score, forecast.n_workers
+    job, n_workers = forecast.planned.setup.job, forecast.n_workers
+    score, prune = job.score, job.prune
     fewest = fewest_permutations(score)
     choices = range(fewest, MAX_PERMUTATIONS + 1, 2)
     n_fitting = bisect.bisect_right(
@@ -332,4 +339,6 @@ def fitting(forecast: Forecast, budget: float) -> Prediction:
         + f"data.calibration.limit "
         f"({len(forecast.planned.setup.calibration)} images), score.exact_max_players "
         f"({score.exact_max_players}), or what prune.curve and prune.random_seeds have measured"
+        + f", or prune.distill.steps ({prune.distill.steps})"
+        * ("distill" in prune.repair)
     )

@@ -14,8 +14,8 @@ from shapray.driver.inputs import CHECK_IMAGES, Inputs
 from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
-from shapray.pruning.cuts import SEARCHED, Chooser
-from shapray.pruning.repair.distill import FEWEST_IMAGES, HELD_BACK
+from shapray.pruning.cuts import HELD_BACK, SEARCHED, Chooser
+from shapray.pruning.repair.distill import FEWEST_IMAGES
 from shapray.pruning.rounds import check_rounds
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable

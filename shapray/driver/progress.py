@@ -79,6 +79,8 @@ class Meter:
             parts.insert(0, f"{counts.n_failed} failed")
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
+        if counts.said:
+            parts.append(counts.said)
         return ", ".join(parts)
 
 

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from shapray.config import Prune
@@ -14,7 +13,7 @@ from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import Settings, drop_unreached
 from shapray.pruning.repair.batchnorm import batchnorm
-from shapray.pruning.repair.distill import distill, parted
+from shapray.pruning.repair.distill import distill
 from shapray.pruning.repair.least_squares import least_squares
 from shapray.text import some
 
@@ -66,20 +65,19 @@ def compressed(
         n_fitted: images that a fit by least squares may hold the activations of; None: all.
         most: bytes that all images' inputs of one BatchNorm may take; see there.
     Raises:
-        ValueError: too few images to distill with, or a network that cannot be trained.
+        ValueError: a network that cannot be trained.
     """
     if not any(removed.values()):
         return Compressed(copy.deepcopy(whole), NOTHING, (), ())
     start, done, notes = whole, list[str](), list[str]()
-    seen = parted(len(images), seed)[1] if "distill" in repair else torch.arange(len(images))
     if "batchnorm" in repair:
         start = silenced(whole, groups, removed)
-        batchnorm(start, images, seen, most=most)
+        batchnorm(start, images, most=most)
     if "least_squares" in repair:
-        fitted = images[seen[:n_fitted]]
-        if len(fitted) < len(seen):
+        fitted = images[:n_fitted]
+        if len(fitted) < len(images):
             notes.append(
-                f"least_squares: fitted on {len(fitted)} of {len(seen)} images, as many as the "
+                f"least_squares: fitted on {len(fitted)} of {len(images)} images, as many as the "
                 "memory of a worker holds (cluster.memory_per_worker)"
             )
         refitted = least_squares(whole, start, groups, removed, fitted, seed)
@@ -106,8 +104,14 @@ def compressed(
             device=images.device,
             progress=progress,
         )
-        done.append(
-            f"distilled: step {learned.best_step} of {learned.steps} is the best, loss "
-            f"{learned.loss_before:.4g} -> {learned.loss_after:.4g} on the images held back"
-        )
+        if learned.loss_after < learned.loss_before:
+            done.append(
+                f"distilled: {learned.steps} steps, loss {learned.loss_before:.4g} -> "
+                f"{learned.loss_after:.4g}"
+            )
+        else:
+            notes.append(
+                f"distilled: {learned.steps} steps came no nearer to the whole network, and were "
+                "undone; a lower prune.distill.learning_rate may"
+            )
     return Compressed(network, unreached.settings, tuple(done), tuple(notes))

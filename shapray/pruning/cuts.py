@@ -23,6 +23,7 @@ from shapray.text import some
 PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its meaning
 SEARCHED = ("max_loss_increase", "min_accuracy")  # targets that only a measurement can meet
 EVEN = 0.005  # by which a rival's size may differ from the job's own cut, where it can be met
+HELD_BACK = 5  # every so many calibration images, one, for that measurement
 Losses = Mapping[str, Mapping[str, Sequence[float]]]  # ranking -> group -> loss at `counts`
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.files import N_COMPARED, publish
 from shapray.pruning.latency import bearable_batch, compared_latency
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
+from shapray.pruning.repair.distill import in_words
 from shapray.pruning.repair.walk import images_that_fit
 from shapray.pruning.saved import weights_bytes
 from shapray.worker.tasks import (
@@ -107,14 +108,14 @@ class Cutter:
         ]
         return Latencies(task, {name: tuple(of[name] for of in timed) for name in networks})
 
-    def cut(self, task: CutTask) -> CutMade:
-        made = self._network(task.cut, len(self.setup.calibration), task.folder, ())
+    def cut(self, task: CutTask, say: Callable[[str], None]) -> CutMade:
+        made = self._network(task.cut, len(self.setup.calibration), task.folder, (), say)
         return CutMade(task, made.notes)
 
-    def evaluate(self, task: EvaluateTask) -> Evaluation:
+    def evaluate(self, task: EvaluateTask, say: Callable[[str], None]) -> Evaluation:
         n_images = task.first if task.images == "calibration" else len(self.setup.calibration)
         formats, parts = self.setup.job.prune.export, []
-        made = self._network(task.cut, n_images, task.publish, formats)
+        made = self._network(task.cut, n_images, task.publish, formats, say)
         for first in range(task.first, task.last, IMAGES_AT_ONCE):
             last = min(first + IMAGES_AT_ONCE, task.last)
             images, labels = self._to_measure(task.images, first, last)
@@ -124,7 +125,12 @@ class Cutter:
         )
 
     def _network(
-        self, cut: Cut, n_images: int, folder: str | None, formats: Sequence[str]
+        self,
+        cut: Cut,
+        n_images: int,
+        folder: str | None,
+        formats: Sequence[str],
+        say: Callable[[str], None],
     ) -> _Made:
         """The network of a cut, kept for the next slice of images.
 
@@ -132,6 +138,7 @@ class Cutter:
             n_images: so many calibration images make the repair.
             folder: for its files; None if they are not kept.
             formats: of them, beside the weights.
+            say: called with how far it is, now and then.
         """
         setup = self.setup
         if self._made is None or self._made.cut != cut.name:
@@ -146,6 +153,7 @@ class Cutter:
                 labels,
                 prune,
                 seed,
+                progress=lambda *how_far: say(f"{cut.name}: {in_words(*how_far)}"),
                 n_fitted=self._n_repairable,
                 most=int(self._room * NORM_SHARE),
             )

@@ -1,6 +1,7 @@
 """What a worker does, in plain Python: a task in, a shard written, a small receipt out."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -36,7 +37,11 @@ class Worker:
     Args:
         setup: the run's network, groups, images and directory.
         device: ``cpu`` or ``cuda``.
+    Attributes:
+        say: hears how far a task is that takes long; set by who holds the worker.
     """
+
+    say: Callable[[str], None]
 
     def __init__(self, setup: Setup, device: str) -> None:
         # As many threads as were asked for: BLAS adds in another order with another number.
@@ -108,7 +113,7 @@ class Worker:
         Raises:
             StorageError: they cannot be written.
         """
-        return self.cutter.cut(task)
+        return self.cutter.cut(task, self.say)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Hits and losses of a cut network on some images, and its size.
@@ -116,4 +121,4 @@ class Worker:
         Raises:
             StorageError: the network's files cannot be written.
         """
-        return self.cutter.evaluate(task)
+        return self.cutter.evaluate(task, self.say)

@@ -95,6 +95,15 @@ class Scribe:
             os.kill(os.getpid(), signal.SIGKILL)
         return task.name, os.getpid()
 
+    def tell(self, task):
+        """Says how far it is, and goes on when somebody has heard."""
+        self.say("half way")
+        until = time.monotonic() + 60
+        while not Path(task.folder, "heard").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return task.name, os.getpid()
+
     def leave(self, task):
         self._note(task)
         if task.name == "leaver":
@@ -176,6 +185,24 @@ def test_no_tasks_need_no_workers():
     idle = RayPool(Scribe, Cluster())
     assert do(idle, "echo", [], "") == ([], [])
     assert idle.members == []
+
+
+@pytest.mark.parametrize("where", ["ray", "this process"])
+def test_a_worker_says_how_far_it_is_with_a_task(pool, where, tmp_path):
+    used = pool if where == "ray" else LocalPool(Scribe, Cluster(device="cpu"))
+    heard = []
+
+    def hear(counts):
+        heard.append(counts.said)
+        if counts.said == "half way":
+            (tmp_path / "heard").touch()
+
+    tasks = [Task(name, str(tmp_path)) for name in ("long", "longer")]
+    receipts = []
+    assert used.run("tell", tasks, receipts.append, hear) == []
+    assert sorted(name for name, _ in receipts) == ["long", "longer"]
+    assert set(heard) == {"half way", ""}
+    assert heard[-1] == ""
 
 
 def test_costly_tasks_go_first():

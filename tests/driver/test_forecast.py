@@ -80,6 +80,22 @@ def test_a_plan_says_what_it_is_and_leaves_nothing(tmp_path, memory, capsys):
     assert not memory.fs.store
 
 
+def test_a_distillation_is_counted_by_its_steps(forecast):
+    def predicted(repair, steps):
+        setup = forecast.planned.setup
+        distill = setup.job.prune.distill.model_copy(update={"steps": steps})
+        prune = setup.job.prune.model_copy(update={"repair": repair, "distill": distill})
+        job = setup.job.model_copy(update={"prune": prune})
+        planned = replace(forecast.planned, setup=replace(setup, job=job))
+        found = Forecast(planned, forecast.survey, 1, forecast.where, forecast.planning)
+        return found.at(8).worker_seconds("evaluate")
+
+    without = predicted(("least_squares",), 100)
+    few, many = (predicted(("least_squares", "distill"), steps) for steps in (100, 300))
+    assert without < few
+    assert many - without == pytest.approx(3 * (few - without))
+
+
 def test_a_larger_budget_never_means_fewer_permutations(forecast):
     times = [forecast.at(n).seconds(forecast.n_workers) for n in (2, 8, 10, 64, 300, 1024)]
     chosen = [fitting(forecast, seconds + 1e-9) for seconds in sorted(times)]

@@ -58,8 +58,7 @@ def test_what_was_cut_is_learned_again(whole, cut, images):
     before = divergence(whole, cut, strangers), tally(cut, strangers, labels).top1
     done = distill(whole, cut, x, steps=40, lr=2e-3)
     assert done.steps == 40
-    assert 0 < done.best_step <= 40
-    assert done.loss_after < 0.5 * done.loss_before
+    assert done.loss_after < 0.7 * done.loss_before
     assert divergence(whole, cut, strangers) < 0.6 * before[0]
     assert tally(cut, strangers, labels).top1 > before[1] + 0.1
 
@@ -93,7 +92,7 @@ def test_what_only_gets_worse_stays(whole, cut, images):
     for lr in (1.0, 1e30):
         before = cut(x)
         done = distill(whole, cut, x, steps=5, lr=lr)
-        assert (done.best_step, done.loss_after) == (0, done.loss_before)
+        assert done.loss_after == done.loss_before
         assert torch.equal(cut(x), before)
 
 
@@ -101,7 +100,7 @@ def test_a_network_without_a_cut_stays(whole, images):
     x, _ = images
     same = copy.deepcopy(whole)
     done = distill(whole, same, x, steps=3)
-    assert (done.best_step, done.loss_before, done.loss_after) == (0, 0.0, 0.0)
+    assert (done.loss_before, done.loss_after) == (0.0, 0.0)
     torch.testing.assert_close(same(x), whole(x), rtol=0, atol=1e-6)
 
 
@@ -110,7 +109,8 @@ def test_only_weights_change(whole, cut, images):
     cut.fc1.requires_grad_(True)
     of_whole = copy.deepcopy(whole.state_dict())
     buffers = {name: buffer.clone() for name, buffer in cut.named_buffers()}
-    assert distill(whole, cut, x, steps=4).best_step > 0
+    done = distill(whole, cut, x, steps=4)
+    assert done.loss_after < done.loss_before
     assert [n for n, p in cut.named_parameters() if p.requires_grad] == ["fc1.weight", "fc1.bias"]
     assert all(p.grad is None for p in cut.parameters())
     assert not any(part.training for part in (*cut.modules(), *whole.modules()))
@@ -126,14 +126,12 @@ def test_the_caller_hears_how_it_goes(whole, cut, images):
     steps, totals, losses = zip(*heard, strict=True)
     assert (steps[0], steps[-1], set(totals)) == (0, 30, {30})
     assert sorted(set(steps)) == list(steps)
-    assert (losses[0], min(losses)) == (done.loss_before, done.loss_after)
-    assert steps[losses.index(min(losses))] == done.best_step
+    assert (losses[0], losses[-1]) == (done.loss_before, done.loss_after)
 
 
-def test_few_images(whole, cut, images):
+def test_too_few_images_are_refused(whole, cut, images):
     with pytest.raises(ValueError, match=r"19 images are too few to distill with.*give 20 or more"):
-        distill(whole, cut, images[0][:19], steps=1)
-    assert distill(whole, cut, images[0][:20], steps=1).steps == 1
+        distill(whole, cut, images[0][:19], steps=5)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"digits", "resnet18", "Gated"}))
@@ -146,7 +144,7 @@ def test_networks_of_all_kinds_can_be_trained(name):
             parameter.mul_(0.9)
     done = distill(whole, cut, torch.randn(20, 3, 8, 8), steps=8, batch=8)
     assert math.isfinite(done.loss_before)
-    assert done.best_step > 0
+    assert done.loss_after < done.loss_before
 
 
 class NoGradients(nn.Module):
@@ -219,10 +217,22 @@ def test_images_are_shifted_by_an_eighth_at_most_and_mirrored():
 
 def test_blends_have_blended_targets():
     n = 200
-    x = torch.eye(n)[:, None, :, None]  # image i is 1 at i
+    x = torch.eye(n)[:, :, None, None].expand(n, n, 6, 10)  # image i is 1 in channel i
     blended, targets = blend(x, torch.eye(n), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(blended[:, 0, :, 0], targets)
+    torch.testing.assert_close(blended.mean((2, 3)), targets)
     own, of_before = targets.diagonal(), targets.roll(1, 1).diagonal()
     torch.testing.assert_close(own + of_before, torch.ones(n))
-    assert own.min() >= 0.5
-    assert 70 < int((own < 1).sum()) < 130
+    assert 0.45 < own.min() < 0.6  # half, up to whole pixels
+    assert 0.7 < own.mean() < 0.85
+
+
+def test_blends_are_faint_all_over_or_a_rectangle():
+    n = 200
+    x = torch.arange(n)[:, None, None, None].expand(n, 1, 12, 8) % 2.0  # of the other image: 1 or 0
+    blended, _ = blend(x, None, torch.Generator().manual_seed(0))
+    other = (blended - x).abs()[:, 0]  # (n, 12, 8)
+    pasted = (other * (1 - other) == 0).all(2).all(1)
+    assert 70 < int(pasted.sum()) < 130
+    assert (other[~pasted] == other[~pasted][:, :1, :1]).all()
+    for mask in other[pasted]:
+        assert torch.equal(mask, mask.amax(1)[:, None] * mask.amax(0)[None, :])

@@ -11,6 +11,7 @@ import safetensors.torch
 from tiny import write_job
 
 from shapray.again import main
+from shapray.driver import progress
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.latency import Latency
 from shapray.run import main as run
@@ -99,6 +100,19 @@ def test_the_same_cut_again_is_the_runs_own_to_the_bit(copied):
     for name in ("model.safetensors", "plan.json"):
         again, before = ((copied / "prune" / folder / name) for folder in ("again", "."))
         assert again.read_bytes() == before.read_bytes(), name
+
+
+def test_a_distillation_shows_how_far_it_is(copied, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    asked = ["prune.repair=[distill]", "prune.distill.steps=24", "prune.criteria=[l1_norm]"]
+    assert main([str(copied), *asked, "prune.curve=[]", "prune.export=[]", "--name", "it"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if ": distill: step " in line]
+    assert all(line.startswith("evaluate: ") for line in said)
+    for cut in ("shapley", "l1_norm"):
+        steps = [line for line in said if f", {cut}" in line]
+        assert "distill: step 0 of 24, loss 0." in steps[0]
+        assert "distill: step 24 of 24, loss 0." in steps[-1]
+        assert len(steps) > 3
 
 
 def test_another_criterion_leaves_the_scores_as_they_are(copied):

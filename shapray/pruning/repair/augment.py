@@ -1,13 +1,13 @@
 """Images moved, mirrored and blended by chance, so that a few go further.
 
-Source: blends as training data are Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization.
+Sources: faint other images are Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization;
+pasted ones Yun et al. 2019, CutMix.
 """
 
 import torch
 from torch import Tensor, nn
 
 SHIFT = 8  # at most this part of a side
-BLENDED = 0.5  # of the images
 
 
 def move(images: Tensor, random: torch.Generator, mirror: bool = True) -> Tensor:
@@ -40,15 +40,34 @@ def move(images: Tensor, random: torch.Generator, mirror: bool = True) -> Tensor
 def blend(
     images: Tensor, targets: Tensor | None, random: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Half of the images with up to as much of the image before them as of their own.
+    """Each image with up to as much of the image before it as of its own.
+
+    By chance that is a rectangle of the other image in its place, or a faint one all over.
 
     Args:
         images: (n, channels, height, width), on any device.
         targets: (n, classes), probabilities that are blended in the same way; on the same device.
         random: on the CPU.
     """
-    n = len(images)
-    share = 0.5 * torch.rand(n, generator=random) * (torch.rand(n, generator=random) < BLENDED)
-    share = share.to(images.device)
-    blended = images.lerp(images.roll(1, 0), share[:, None, None, None])
-    return blended, None if targets is None else targets.lerp(targets.roll(1, 0), share[:, None])
+    n, _, height, width = images.shape
+    share = 0.5 * torch.rand(n, 1, 1, generator=random)
+    rows = _within(share.sqrt(), height, random)[:, :, None]
+    columns = _within(share.sqrt(), width, random)[:, None, :]
+    pasted = torch.rand(n, 1, 1, generator=random) < 0.5
+    other = torch.where(pasted, (rows & columns).float(), share).to(images.device)  # (n, h, w)
+    blended = images.lerp(images.roll(1, 0), other[:, None])
+    if targets is None:
+        return blended, None
+    return blended, targets.lerp(targets.roll(1, 0), other.mean((1, 2))[:, None])
+
+
+def _within(share: Tensor, length: int, random: torch.Generator) -> Tensor:
+    """Which places of a side belong to a part of it, (n, length) bool; what it has beyond an end is
+    lost.
+
+    Args:
+        share: (n, 1, 1), the part's of the side.
+    """
+    middle = torch.rand(len(share), 1, generator=random)
+    places = (torch.arange(length) + 0.5) / length
+    return (places - middle).abs() < share[:, :, 0] / 2

@@ -1,7 +1,9 @@
 """A cut network trained to answer as the whole one does, on the calibration images.
 
-Source: the answers of a teacher as targets are Hinton et al. 2015, Distilling the Knowledge in a
-Neural Network; its inner values as well, Romero et al. 2015, FitNets.
+Sources: the answers of a teacher as targets are Hinton et al. 2015, Distilling the Knowledge in a
+Neural Network; its inner values as well, Romero et al. 2015, FitNets; many steps on blended images,
+with its answers to just these, Beyer et al. 2022, Knowledge distillation: A good teacher is patient
+and consistent.
 """
 
 import contextlib
@@ -20,12 +22,12 @@ from shapray.pruning.repair.augment import blend, move
 from shapray.pruning.repair.blocks import find_blocks, outputs_of
 from shapray.text import one_line
 
-FEWEST_IMAGES = 20  # a fifth is held back, and the rest must be a batch
-HELD_BACK = 5  # every so many images, one
-CHECKS = 12  # of the held-back images on the way, and one before the first step
+FEWEST_IMAGES = 20  # fewer are learned by heart, however they are moved and blended
+BATCH = 32  # images a step; twice as many in half the steps come less near
+CHECKS = 12  # on the way, and one before the first step
+EXAMINED = 256  # images of a check, of more
 TEMPERATURE = 2.0  # of the softmaxes that are compared
 BLOCKS = 9.0  # weight of the blocks together; that of the answers is 1
-MEMORY = 0.98  # of the running mean of the weights, a step
 WARM_UP = 0.1  # of the steps: Adam's first ones, with little to go by, would undo a repair
 
 
@@ -35,15 +37,13 @@ class Distilled:
 
     Attributes:
         steps: those made.
-        best_step: after which the weights, in the mean over the steps before, did best on the
-            held-back images: the network has these now; 0 if none did better than the first.
         loss_before, loss_after: Kullback-Leibler divergence of the cut network's answers from the
-            whole one's, on the held-back images, in nats.
+            whole one's, in nats, on images made of the given ones as those that were trained on;
+            the same if no nearer was come and the network has its weights of before.
         seconds: it took.
     """
 
     steps: int
-    best_step: int
     loss_before: float
     loss_after: float
     seconds: float
@@ -56,8 +56,8 @@ def distill(
     labels: Tensor | None = None,
     *,
     steps: int,
-    lr: float = 1e-3,
-    batch: int = 64,
+    lr: float = 5e-4,
+    batch: int = BATCH,
     seed: int = 0,
     device: str | torch.device = "cpu",
     blocks: Sequence[str] | None = None,
@@ -66,10 +66,12 @@ def distill(
     """Train all weights of a cut network, in place, with the whole one as its teacher.
 
     Adam minimises the Kullback-Leibler divergence of the answers, and what the blocks' outputs
-    differ by relative to their size, on images that are shifted, mirrored and blended by chance. A
-    fifth of the images takes no part: every so often it is measured on them how well the network
-    does with a running mean of its weights, and the best weights stay, perhaps the first. The same
-    seed gives the same weights on the same hardware.
+    differ by relative to their size, on images that are shifted, mirrored and blended by chance:
+    the teacher answers to any image, so a few make many, and are not learned by heart. None is
+    held back: a fifth of a few hundred teaches more than it tells. How near the network comes is
+    measured on images moved and blended once; on the images as they are, one that was fitted to
+    them in another way would seem nearer than it is. The same seed gives the same weights on the
+    same hardware.
 
     Args:
         whole: the network before the cut, in eval mode; left as it is.
@@ -80,70 +82,60 @@ def distill(
         steps: of Adam.
         lr: its largest learning rate: reached after a tenth of the steps, 0 after the last.
         batch: images a step, or all there are if they are fewer.
-        seed: of the images held back and chosen, and of what is done to them.
+        seed: of the images chosen, and of what is done to them.
         device: where both networks are.
         blocks: names of modules of both networks whose outputs are compared; None: those that
             `find_blocks` finds.
-        progress: called with the step, the number of steps and the loss on the held-back images,
-            whenever that has been measured; first with step 0, before anything has changed.
+        progress: called with the step, the number of steps and the loss, whenever that has been
+            measured; first with step 0, before anything has changed.
     Raises:
         ValueError: too few images; a network that gives no gradients.
     """
     assert steps > 0
     assert not whole.training
     assert not cut.training
-    if len(images) < FEWEST_IMAGES:
-        raise ValueError(
-            f"{len(images)} images are too few to distill with: a fifth is held back to tell which "
-            f"weights are best, and the others must be a batch; give {FEWEST_IMAGES} or more"
-        )
     began = time.monotonic()
     random = torch.Generator().manual_seed(seed)
-    held_back, taught = parted(len(images), seed)
-    exam = _Exam(whole, images, held_back.split(batch), device)
+    if len(images) < FEWEST_IMAGES:
+        raise ValueError(
+            f"{len(images)} images are too few to distill with: they would be learned by heart; "
+            f"give {FEWEST_IMAGES} or more"
+        )
+    chosen = torch.randperm(len(images), generator=random)[:EXAMINED]
+    examined = move(images[chosen].to(device), random, mirror=labels is None)
+    exam = _Exam(whole, blend(examined, None, random)[0].split(batch))
     targets = None if labels is None else F.one_hot(labels, exam.right.shape[1]).float().to(device)
     if blocks is None:
         blocks = find_blocks(whole, cut, images[:1].to(device))
 
-    average, best = copy.deepcopy(cut), copy.deepcopy(cut)
-    loss_before = best_loss = exam.loss(cut)
-    best_step = 0
+    before = copy.deepcopy(cut.state_dict())
+    loss_before = loss = exam.loss(cut)
     if progress:
-        progress(0, steps, loss_before)
+        progress(0, steps, loss)
     with _all_trainable(cut):
         adam = torch.optim.Adam(cut.parameters(), lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda done: _pace(done, steps))
         for step in range(1, steps + 1):
-            chosen = taught[torch.randperm(len(taught), generator=random)[:batch]]
+            chosen = torch.randperm(len(images), generator=random)[:batch]
             seen = move(images[chosen].to(device), random, mirror=labels is None)
             seen, wanted = blend(seen, None if targets is None else targets[chosen], random)
-            loss = _loss(whole, cut, seen, blocks, wanted)
             adam.zero_grad()
-            _backward(loss)
+            _backward(_loss(whole, cut, seen, blocks, wanted))
             adam.step()
             schedule.step()
-            _approach(average, cut, max(1 - MEMORY, 1 / step))
-            if step * CHECKS // steps == (step - 1) * CHECKS // steps:
-                continue
-            found = exam.loss(average)
-            if found < best_loss:
-                best_step, best_loss = step, found
-                best.load_state_dict(average.state_dict())
-            if progress:
-                progress(step, steps, found)
-    cut.load_state_dict(best.state_dict())
-    return Distilled(steps, best_step, loss_before, best_loss, time.monotonic() - began)
+            if step * CHECKS // steps > (step - 1) * CHECKS // steps:
+                loss = exam.loss(cut)
+                if progress:
+                    progress(step, steps, loss)
+    if not loss < loss_before:  # nor where it is no number
+        cut.load_state_dict(before)
+        loss = loss_before
+    return Distilled(steps, loss_before, loss, time.monotonic() - began)
 
 
-def parted(n_images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The images that are held back, and those that are taught: their numbers, (n,) int64.
-
-    A repair before the distillation may see the latter only: of images that it has been fitted to,
-    the network it made seems better than any that comes of training.
-    """
-    order = torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
-    n_held_back = n_images // HELD_BACK
-    return order[:n_held_back], order[n_held_back:]
+def in_words(step: int, steps: int, loss: float) -> str:
+    """How far a distillation is, from what `progress` is called with."""
+    return f"distill: step {step} of {steps}, loss {loss:.3g}"
 
 
 def _loss(
@@ -182,16 +174,10 @@ def _pace(done: int, steps: int) -> float:
 
 
 class _Exam:
-    """How far answers are from the whole network's, on images that no step is made with."""
+    """How far answers are from the whole network's, on images that stay the same."""
 
-    def __init__(
-        self,
-        whole: nn.Module,
-        images: Pixels,
-        batches: Sequence[Tensor],
-        device: str | torch.device,
-    ) -> None:
-        self.images, self.batches, self.device = images, batches, device
+    def __init__(self, whole: nn.Module, batches: Sequence[Tensor]) -> None:
+        self.batches = batches
         with torch.no_grad():
             self.right = self._answers(whole)
 
@@ -202,15 +188,8 @@ class _Exam:
         return F.kl_div(found, self.right, log_target=True, reduction="batchmean").item()
 
     def _answers(self, network: nn.Module) -> Tensor:
-        logits = [network(self.images[batch].to(self.device)) for batch in self.batches]
+        logits = [network(images.clone()) for images in self.batches]
         return torch.cat(logits).double().log_softmax(1)
-
-
-def _approach(network: nn.Module, other: nn.Module, share: float) -> None:
-    """Move the weights of one network that much of the way to another's."""
-    with torch.no_grad():
-        for weight, goal in zip(network.parameters(), other.parameters(), strict=True):
-            weight.lerp_(goal, share)
 
 
 @contextlib.contextmanager
