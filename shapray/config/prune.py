@@ -31,6 +31,7 @@ CRITERIA = (
     "jacobian",
     "leave_one_out",
     "obs",
+    "shapley_sampled",
 )
 FORMATS = ("pt2", "onnx")  # beside safetensors
 REPAIRS = ("batchnorm", "least_squares", "distill")

@@ -12,6 +12,7 @@ from shapray.errors import JobError
 from shapray.network.surgery import prune_model
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import criterion
+from shapray.pruning.criteria.inputs import AsScored
 from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.files import publish
 from shapray.pruning.latency import bearable_batch, compared_latency
@@ -60,9 +61,13 @@ class Cutter:
 
     def criterion(self, task: CriterionTask) -> CriterionScores:
         images, labels = self._calibration(len(self.setup.calibration))
-        groups, seed = self.setup.groups, self.setup.job.score.seed
+        groups, score = self.setup.groups, self.setup.job.score
+        ids = [self.setup.calibration.ids[i] for i in shuffled(len(images)).tolist()]
+        sampled = AsScored(score.model_copy(update={"estimator": "permutation"}), ids)
         try:
-            scores = criterion(task.criterion, self.whole, groups, images, labels, seed)
+            scores = criterion(
+                task.criterion, self.whole, groups, images, labels, score.seed, as_scored=sampled
+            )
         except ValueError as error:
             raise JobError(str(error)) from error
         return CriterionScores(task, scores)

@@ -4,7 +4,8 @@ Imports what `pruning` may. Start with `criterion` and the table `CRITERIA` belo
 
 A file a family: `at_random`, `weights`, `activity` (what is zero), `taylor` (what the loss's
 derivatives say) and `jacobian`, both by `gates`; `leave_one_out` is the exact loss of one unit;
-`obs` is what the others cannot make up for.
+`obs` is what the others cannot make up for; `shapley_sampled` is the job's own score without
+enumeration.
 `inputs` is what they all take, `writers` says which modules put out a group's units.
 
 In all of them larger means more worth keeping, and a unit's channels in all layers that it spans
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from shapray.network.group import Group
 from shapray.pruning.criteria.activity import apoz
 from shapray.pruning.criteria.at_random import at_random
-from shapray.pruning.criteria.inputs import Inputs
+from shapray.pruning.criteria.inputs import AsScored, Inputs
 from shapray.pruning.criteria.jacobian import jacobian
 from shapray.pruning.criteria.leave_one_out import leave_one_out
 from shapray.pruning.criteria.obs import obs
+from shapray.pruning.criteria.shapley_sampled import shapley_sampled
 from shapray.pruning.criteria.taylor import obd, taylor, taylor_signed
 from shapray.pruning.criteria.weights import batchnorm_scale, l1_norm, l2_norm
 from shapray.text import some
@@ -57,6 +59,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "jacobian": Criterion(jacobian, images=True, loss=True),
     "leave_one_out": Criterion(leave_one_out, images=True, loss=True),
     "obs": Criterion(obs, images=True),
+    "shapley_sampled": Criterion(shapley_sampled, images=True),
 }
 
 
@@ -68,6 +71,7 @@ def criterion(
     labels: Tensor | None,
     seed: int = 0,
     batch: int = 64,
+    as_scored: AsScored | None = None,
 ) -> dict[str, np.ndarray]:
     """Every unit's worth by one of `CRITERIA`; larger = more worth keeping.
 
@@ -81,6 +85,7 @@ def criterion(
         labels: (n_images,) int64; without them the class the network itself predicts is the label.
         seed: of `random`.
         batch: images that are in the network at once.
+        as_scored: how Shapley values are computed; `shapley_sampled` takes it.
     Returns:
         group's name -> (n_units,) float64, in the order of `groups`.
     Raises:
@@ -92,7 +97,7 @@ def criterion(
     assert not model.training
     if not groups:
         return {}
-    scores = CRITERIA[name].scores(Inputs(model, groups, images, labels, seed, batch))
+    scores = CRITERIA[name].scores(Inputs(model, groups, images, labels, seed, batch, as_scored))
     for group, values in scores.items():
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
