@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 import shapray
-from jobs.benchmarks import tables
 from jobs.benchmarks.networks import NETWORKS, VALUE, Network, load, machine, open_set, selected
+from jobs.benchmarks.orders import robustness
 from jobs.benchmarks.plots import plot_robustness
 from jobs.benchmarks.results import RESULTS, Row, fill, merge, read
 from shapray.engine.network_game import NetworkSplit
@@ -199,7 +199,8 @@ def run_group(
             "n_calibration": len(network.images),
             "n_evaluation": len(images),
             "by_removal": increases[:, place].mean(0).tolist(),
-            "by_image": increases[:, place].mean(1).tolist(),
+            # most of the file, and no interval needs more digits
+            "by_image": increases[:, place].mean(1).numpy().round(4).tolist(),
         }
         for place, (method, draw, _) in enumerate(orders)
     ]
@@ -250,7 +251,7 @@ def main() -> None:
         print(machine(), flush=True)
         measure(options)
     plot_robustness(read(PATH), RESULTS)
-    text = tables.robustness(PATH)
+    text = robustness(PATH)
     print(text)
     if options.readme:
         fill("robustness", text)

@@ -12,8 +12,6 @@ HEADLINE = 8  # permutations at which times are compared
 LAST_BLOCK = "layer3.2.conv1"
 OWN, PLAIN, LOOP = "shapray", "plain antithetic", "shared permutations"
 HYBRID, LOW = "shapray, hybrid", "shapray, bfloat16"
-SHAPLEY = ("hybrid", "sampled")  # orders of the robustness benchmark by Shapley values
-RESAMPLES = 2000
 
 
 class Rows:
@@ -240,94 +238,3 @@ def _pairs(row: Row | None, precision: str) -> tuple[str, str]:
     last = row["group"] == LAST_BLOCK and precision == "float32"
     asked = 3 if last else 0.9
     return number(row["rows_per_second"]), _asked(row, row["ratio"], lambda _: asked)
-
-
-class Orders:
-    """Rows of one network of the robustness benchmark, in which the groups are that all have."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        found: dict[str, dict[int, dict[str, Row]]] = {}
-        for row in rows:
-            found.setdefault(row["method"], {}).setdefault(row["draw"], {})[row["group"]] = row
-        self.groups = sorted({row["group"] for row in rows})
-        self.methods: dict[str, np.ndarray] = {}  # (n_draws, n_groups, n_images)
-        for method, of_method in found.items():
-            whole = [
-                [of_draw[group]["by_image"] for group in self.groups]
-                for _, of_draw in sorted(of_method.items())
-                if len(of_draw) == len(self.groups)
-            ]
-            if whole:
-                self.methods[method] = np.array(whole)
-        self.names = sorted(self.methods, key=self.mean)
-        self.rivals = [name for name in self.names if not name.startswith(SHAPLEY)]
-        # Resampled are the images, the same for all methods, and the draws.
-        random, n_images = np.random.default_rng(0), rows[0]["n_evaluation"]
-        self.images = random.integers(n_images, size=(RESAMPLES, n_images))
-        self.draws = random.random((RESAMPLES, 16))
-
-    def mean(self, method: str) -> float:
-        return float(self.methods[method].mean())
-
-    def means(self, method: str) -> np.ndarray:
-        """(RESAMPLES,)"""
-        values = self.methods[method].mean(1)  # (n_draws, n_images)
-        of_draws = np.stack([v[self.images].mean(1) for v in values])  # (n_draws, RESAMPLES)
-        chosen = (self.draws[:, : len(values)] * len(values)).astype(int)  # (RESAMPLES, n_draws)
-        return np.take_along_axis(of_draws.T, chosen, 1).mean(1)
-
-    def ratio(self, method: str, other: str, asked: float | None = None) -> str:
-        """With its 95 % interval."""
-        ratio = self.mean(method) / self.mean(other)
-        low, high = np.percentile(self.means(method) / self.means(other), [2.5, 97.5])
-        text = number(ratio) if asked is None else met(ratio, asked, at_least=False)
-        return f"{text} [{low:.2f}, {high:.2f}]"
-
-
-def robustness(path: Path) -> str:
-    """Markdown: mean loss increase per method and group, and the ratios that were asked for."""
-    parts = [provenance(path)]
-    rows = read(path)
-    for network in dict.fromkeys(row["network"] for row in rows):
-        orders = Orders([row for row in rows if row["network"] == network])
-        if "random" not in orders.methods or not orders.rivals:
-            continue
-        some = next(row for row in rows if row["network"] == network)
-        lines = []
-        for name in orders.names:
-            values = orders.methods[name]
-            low, high = np.percentile(orders.means(name), [2.5, 97.5])
-            lines.append(
-                [
-                    name,
-                    f"{len(values)}",
-                    f"{orders.mean(name):.3f} [{low:.2f}, {high:.2f}]",
-                    orders.ratio(name, "random"),
-                    *(f"{mean:.3f}" for mean in values.mean((0, 2))),
-                ]
-            )
-        best = next(name for name in orders.rivals if name != "random")
-        ratios = [
-            [
-                name,
-                orders.ratio(name, "random", 0.65),
-                f"{orders.ratio(name, best, 0.95)} ({best})",
-                orders.ratio(name, name.replace("hybrid", "sampled")),
-            ]
-            for name in ("hybrid, mean", "hybrid, mean_abs")
-        ]
-        parts += [
-            f"{network}: increase of the cross-entropy in nats, mean over all removals, then over "
-            f"groups; {some['n_calibration']} calibration images a draw, {some['n_evaluation']} "
-            "evaluation images. In square brackets 95 % intervals, by resampling the evaluation "
-            "images and the draws (or seeds), the same for all orders.",
-            markdown(
-                ["order by", "draws", "loss increase", "÷ random", *orders.groups],
-                lines,
-            ),
-            markdown(
-                ["order by", "÷ random (asked)", "÷ best other (asked)", "÷ sampling only"],
-                ratios,
-            ),
-        ]
-    return "\n\n".join(parts)
