@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor, nn
 
 from shapray.api import Scores, like, score
@@ -275,7 +274,7 @@ def _in_rounds(
     images: Tensor,
     labels: Tensor | Sequence[int] | None,
     scoring: Mapping[str, Any],
-    console: Console,
+    console: PlainConsole,
 ) -> dict[str, list[int]]:
     """The units that go by all rounds.
 

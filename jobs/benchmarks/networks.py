@@ -14,7 +14,7 @@ from shapray.config import Images, Model, Transform
 from shapray.engine.network_game import NetworkGame, NetworkSplit
 from shapray.engine.trace import fold
 from shapray.inputs.digest import digest, weights_digest
-from shapray.inputs.images import open_images
+from shapray.inputs.images import ImageSet, open_images
 from shapray.inputs.model import build_model
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
@@ -33,6 +33,7 @@ class Network:
     """A trained network, its images and its scorable flat groups.
 
     Attributes:
+        model: as it was loaded.
         folded: the network as `engine.trace.fold` leaves it; every method evaluates this one.
         images: (n, channels, height, width) float32, as many of every class as possible.
         labels: (n,) int64.
@@ -40,6 +41,7 @@ class Network:
     """
 
     name: str
+    model: nn.Module
     folded: nn.Module
     images: Tensor
     labels: Tensor
@@ -62,30 +64,20 @@ class Network:
         return [image_seed(seed, group.name, image_id) for image_id in self.image_ids]
 
 
-def load(name: str, n_images: int) -> Network:
-    """`resnet20` (CIFAR-10, ../shared/data) or `digits` (jobs/data) with some of its images."""
+def load(name: str, n_images: int, draw: int = 0) -> Network:
+    """`resnet20` (CIFAR-10, ../shared/data) or `digits` (jobs/data) with some of its calibration
+    images; another draw takes others."""
     if name == "resnet20":
         model = Model(
             factory="shapray.zoo:resnet20", weights=str(DATA / "resnet20_cifar10.safetensors")
         )
-        section = Images(
-            source="parquet", path=str(DATA / "cifar10_calibration.parquet"), limit=n_images
-        )
-        transform = Transform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     else:
         model = Model(
             factory="shapray.zoo:digits_cnn",
             weights=str(ROOT / "jobs/data/digits_cnn.safetensors"),
         )
-        section = Images(
-            source="parquet",
-            path=str(ROOT / "jobs/data/digits.parquet"),
-            where={"split": "calibration"},
-            limit=n_images,
-        )
-        transform = Transform(mode="L")
     network = build_model(model)
-    found = open_images(section, transform, f"benchmark {name}")
+    found = open_set(name, "calibration", n_images, draw)
     images = found.load(0, len(found))
     assert found.labels is not None
     groups = [
@@ -97,6 +89,7 @@ def load(name: str, n_images: int) -> Network:
     ]
     return Network(
         name=name,
+        model=network,
         folded=fold(network, images[:1]),
         images=images,
         labels=found.labels,
@@ -104,6 +97,29 @@ def load(name: str, n_images: int) -> Network:
         groups=groups,
         digest=digest([weights_digest(network), found.digest()]),
     )
+
+
+def open_set(name: str, images: str, n_images: int, draw: int = 0) -> ImageSet:
+    """Some of a network's images, "calibration" or "evaluation", as many of every class as
+    possible."""
+    if name == "resnet20":
+        section = Images(
+            source="parquet",
+            path=str(DATA / f"cifar10_{images}.parquet"),
+            limit=n_images,
+            seed=draw,
+        )
+        transform = Transform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    else:
+        section = Images(
+            source="parquet",
+            path=str(ROOT / "jobs/data/digits.parquet"),
+            where={"split": images},
+            limit=n_images,
+            seed=draw,
+        )
+        transform = Transform(mode="L")
+    return open_images(section, transform, f"benchmark {name}")
 
 
 def selected(network: Network, patterns: Sequence[str]) -> list[Group]:

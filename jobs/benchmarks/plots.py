@@ -25,6 +25,21 @@ STYLES = {
     "shapiq KernelSHAP, paired": ("tab:blue", "P-"),
     "shapiq SVARM, paired": ("tab:green", "+-"),
 }
+ORDERS = {  # of the robustness benchmark; other methods are in its table only
+    "hybrid, mean": ("black", "-"),
+    "hybrid, mean_abs": ("black", "--"),
+    "random": ("tab:gray", "-"),
+    "l1_norm": ("tab:red", ":"),
+    "l2_norm": ("tab:pink", ":"),
+    "batchnorm_scale": ("tab:orange", ":"),
+    "apoz": ("tab:brown", "-."),
+    "taylor": ("tab:blue", "-"),
+    "taylor_signed": ("tab:cyan", "-"),
+    "obd": ("tab:cyan", "--"),
+    "jacobian": ("tab:blue", "--"),
+    "leave_one_out": ("tab:purple", "-"),
+    "obs": ("tab:green", "-"),
+}
 
 
 def _panels(rows: Iterable[Row]) -> tuple[Figure, dict[tuple[str, str], tuple[Axes, list[Row]]]]:
@@ -108,3 +123,49 @@ def plot_throughput(rows: list[Row], folder: Path) -> None:
     ax.set(yscale="log", ylabel="coalitions/s ÷ rows/s of the plain tail forward")
     ax.legend()
     figure.savefig(folder / "throughput.png", dpi=80)
+
+
+def plot_robustness(rows: list[Row], folder: Path) -> None:
+    """robustness_NETWORK.png: the loss's increase against the share of a group's units that are
+    gone, a panel per group, and their mean. Draws and seeds are averaged."""
+    for network in dict.fromkeys(row["network"] for row in rows):
+        of_group: dict[str, dict[str, np.ndarray]] = {}
+        for group in sorted({row["group"] for row in rows if row["network"] == network}):
+            lines = defaultdict(list)
+            for row in rows:
+                if (row["network"], row["group"]) == (network, group):
+                    lines[row["method"]].append([0.0, *row["by_removal"]])
+            of_group[group] = {method: np.mean(found, axis=0) for method, found in lines.items()}
+        n_lines = -(-(len(of_group) + 1) // COLUMNS)
+        figure = Figure(figsize=(3.2 * COLUMNS, 2.9 * n_lines + 0.8), layout="constrained")
+        axes = figure.subplots(n_lines, COLUMNS, squeeze=False).ravel()
+        for unused in axes[len(of_group) + 1 :]:
+            unused.set_axis_off()
+        shares = np.linspace(0, 1, 65)[:-1]
+        sums: dict[str, list[np.ndarray]] = defaultdict(list)
+        for ax, (group, found) in zip(axes, of_group.items()):
+            for method, line in found.items():
+                at = np.arange(len(line)) / len(line)
+                sums[method].append(np.interp(shares, at, line))
+                _draw_order(ax, at, line, method)
+            ax.set_title(f"{network} {group}", fontsize=9)
+        for method, parts in sums.items():
+            if len(parts) == len(of_group):
+                _draw_order(axes[len(of_group)], shares, np.mean(parts, axis=0), method)
+        axes[len(of_group)].set_title("mean", fontsize=9)
+        figure.supxlabel("share of the group's units removed", fontsize=9)
+        figure.supylabel("increase of the cross-entropy (nats)", fontsize=9)
+        seen = {
+            label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())
+        }
+        order = [method for method in ORDERS if method in seen]
+        handles = [seen[method] for method in order]
+        figure.legend(handles, order, loc="outside upper center", ncols=7, fontsize=8)
+        figure.savefig(folder / f"robustness_{network}.png", dpi=80)
+
+
+def _draw_order(ax: Axes, shares: np.ndarray, line: np.ndarray, method: str) -> None:
+    if method in ORDERS:
+        colour, style = ORDERS[method]
+        width = 1.8 if colour == "black" else 1.0
+        ax.plot(shares, line, style, color=colour, label=method, linewidth=width)

@@ -31,6 +31,7 @@ CRITERIA = (
     "jacobian",
     "leave_one_out",
     "obs",
+    "shapley_sampled",
 )
 IN_ROUNDS = ("macs", "parameters", "ratio")  # targets that a network can come to step by step
 FORMATS = ("pt2", "onnx")  # beside safetensors

@@ -14,6 +14,7 @@ from shapray.inputs.lazy import LazyImages
 from shapray.network.surgery import prune_model
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import CRITERIA, criterion
+from shapray.pruning.criteria.inputs import AsScored
 from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import count_macs, joined, tally
 from shapray.pruning.files import N_COMPARED, publish
@@ -69,6 +70,8 @@ class Cutter:
         name, job, n_images = task.criterion, self.setup.job, len(self.setup.calibration)
         n_used = self._n_repairable if CRITERIA[name].at_once else n_images
         images, labels = self._calibration(n_used)
+        ids = [self.setup.calibration.ids[i] for i in shuffled(n_images)[:n_used].tolist()]
+        sampled = AsScored(job.score.model_copy(update={"estimator": "permutation"}), ids)
         try:
             scores = criterion(
                 name,
@@ -78,6 +81,7 @@ class Cutter:
                 labels,
                 job.score.seed,
                 memory=job.cluster.memory_per_worker,
+                as_scored=sampled,
             )
         except ValueError as error:
             raise JobError(str(error)) from error

@@ -11,12 +11,13 @@ from plain import Plain, groups_by_name, images, lively
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.config import prune
+from shapray.config import Score, prune
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
 from shapray.network.surgery import prune_model
 from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.criteria.gates import Gate, gated
+from shapray.pruning.criteria.inputs import AsScored
 
 WITH_LOSS = [name for name, needs in CRITERIA.items() if needs.loss]
 LABELS = torch.tensor([0, 2, 1])
@@ -272,16 +273,17 @@ def test_every_criterion_ranks_the_digits_network_and_leaves_it_alone(name):
     model.conv1.weight.requires_grad_(True)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     pixels = network.images.clone()
-    found = criterion(name, model, groups, pixels, network.labels)
+    asked = AsScored(Score(estimator="permutation"), [str(i) for i in range(len(pixels))])
+    found = criterion(name, model, groups, pixels, network.labels, as_scored=asked)
     assert list(found) == [group.name for group in groups]
     for group in groups:
         values = found[group.name]
         assert (values.shape, values.dtype) == ((group.n_units,), np.float64)
         assert np.isfinite(values).all()
         assert len(set(values)) > 1
-    again = criterion(name, model, groups, pixels, network.labels)
+    again = criterion(name, model, groups, pixels, network.labels, as_scored=asked)
     assert all(np.array_equal(found[group], again[group]) for group in found)
-    parts = criterion(name, model, groups, pixels, network.labels, batch=4)
+    parts = criterion(name, model, groups, pixels, network.labels, batch=4, as_scored=asked)
     assert all(np.allclose(found[g], parts[g], rtol=1e-4, atol=1e-6) for g in found)
 
     assert torch.equal(pixels, network.images)
@@ -323,6 +325,9 @@ def test_what_a_user_can_mend_is_said():
     broken.conv1.weight.data[3] = torch.nan
     with pytest.raises(ValueError, match=r"l1_norm, group conv1: 1 of 5 .* units 3"):
         criterion("l1_norm", broken, [groups["conv1"]], images(), None)
+
+    with pytest.raises(ValueError, match=r"score with estimator='permutation'"):
+        criterion("shapley_sampled", model, [groups["conv1"]], images(), LABELS)
 
     one_output = lively(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1))

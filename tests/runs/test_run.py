@@ -139,3 +139,25 @@ def test_the_command_says_what_its_statuses_mean(capsys):
     said = capsys.readouterr().out
     assert "section.key=value" in said
     assert "exit status" in said
+
+
+@pytest.mark.usefixtures("in_process", "no_ray")
+def test_the_same_scores_by_sampling_only_are_a_rival(tmp_path):
+    """Of a job that samples every image it is the job's own score, else another one."""
+    columns = {}
+    for estimator in ("permutation", "hybrid"):
+        folder = tmp_path / estimator
+        folder.mkdir()
+        asked = [f"score.estimator={estimator}", "score.exact_max_players=12"]
+        asked += ["score.value=logit_margin", "score.permutations=4", "score.seed=3"]
+        asked += ["prune.criteria=[shapley_sampled]", "prune.allocation=global", "prune.curve=[]"]
+        assert main([str(write_job(folder)), *asked]) == 0
+        columns[estimator] = pq.read_table(folder / "out/scores.parquet").to_pandas()
+        metrics = json.loads((folder / "out/prune/metrics.json").read_text())
+        assert [found["criterion"] for found in metrics["criteria"]] == ["shapley_sampled"]
+    sampled, hybrid = columns["permutation"], columns["hybrid"]
+    np.testing.assert_allclose(sampled["shapley_sampled"], sampled["mean_abs"], rtol=1e-4)
+    np.testing.assert_allclose(hybrid["shapley_sampled"], sampled["mean_abs"], rtol=1e-4)
+    enumerated = hybrid.query("n_exact > 0")
+    assert len(enumerated)
+    assert not np.allclose(enumerated["shapley_sampled"], enumerated["mean_abs"], rtol=1e-3)

@@ -4,7 +4,8 @@ Imports what `pruning` may. Start with `criterion` and the table `CRITERIA` belo
 
 A file a family: `at_random`, `weights`, `activity` (what is zero), `taylor` (what the loss's
 derivatives say) and `jacobian`, both by `gates`; `leave_one_out` is the exact loss of one unit;
-`obs` is what the others cannot make up for.
+`obs` is what the others cannot make up for; `shapley_sampled` is the job's own score without
+enumeration.
 `inputs` is what they all take, `writers` says which modules put out a group's units.
 
 In all of them larger means more worth keeping, and a unit's channels in all layers that it spans
@@ -21,10 +22,11 @@ from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
 from shapray.pruning.criteria.activity import apoz
 from shapray.pruning.criteria.at_random import at_random
-from shapray.pruning.criteria.inputs import Inputs
+from shapray.pruning.criteria.inputs import AsScored, Inputs
 from shapray.pruning.criteria.jacobian import jacobian
 from shapray.pruning.criteria.leave_one_out import leave_one_out
 from shapray.pruning.criteria.obs import obs
+from shapray.pruning.criteria.shapley_sampled import shapley_sampled
 from shapray.pruning.criteria.taylor import obd, taylor, taylor_signed
 from shapray.pruning.criteria.weights import batchnorm_scale, l1_norm, l2_norm
 from shapray.text import some
@@ -60,6 +62,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "jacobian": Criterion(jacobian, images=True, loss=True),
     "leave_one_out": Criterion(leave_one_out, images=True, loss=True),
     "obs": Criterion(obs, images=True, at_once=True),
+    "shapley_sampled": Criterion(shapley_sampled, images=True),
 }
 MEMORY = 2**32
 
@@ -73,6 +76,7 @@ def criterion(
     seed: int = 0,
     batch: int = 64,
     memory: int = MEMORY,
+    as_scored: AsScored | None = None,
 ) -> dict[str, np.ndarray]:
     """Every unit's worth by one of `CRITERIA`; larger = more worth keeping.
 
@@ -87,6 +91,7 @@ def criterion(
         seed: of `random`.
         batch: images that are in the network at once.
         memory: bytes, of the whole process: a criterion that needs more beside the images is none.
+        as_scored: how Shapley values are computed; `shapley_sampled` takes it.
     Returns:
         group's name -> (n_units,) float64, in the order of `groups`.
     Raises:
@@ -98,7 +103,9 @@ def criterion(
     assert not model.training
     if not groups:
         return {}
-    scores = CRITERIA[name].scores(Inputs(model, groups, images, labels, seed, batch, memory))
+    scores = CRITERIA[name].scores(
+        Inputs(model, groups, images, labels, seed, batch, memory, as_scored)
+    )
     for group, values in scores.items():
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):

@@ -7,8 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shapray.engine.score import Scorer, Scoring
 from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
+
+
+@dataclass(frozen=True)
+class AsScored:
+    """How Shapley values of the images are computed; a job's own are.
+
+    Attributes:
+        scoring: value function, estimator, seed.
+        ids: of the images, in their order; with the seed they name the random streams.
+    """
+
+    scoring: Scoring
+    ids: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -22,11 +36,18 @@ class Inputs:
     seed: int
     batch: int
     memory: int
+    as_scored: AsScored | None
 
     @functools.cached_property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.model.parameters()).device
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """The groups prepared for coalitions of their units."""
+        example = self.images[:1].to(self.device)
+        return Scorer(self.model, self.groups, example, self.device, self.memory)
 
     def batches(self) -> Iterator[Tensor]:
         """The images by `batch`, on the network's device; each is a copy, which may be changed."""

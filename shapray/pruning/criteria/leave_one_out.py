@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from shapray.engine.network_game import NetworkSplit
-from shapray.engine.score import Scorer
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.shapley.values import check_outputs
 
@@ -20,10 +19,9 @@ def leave_one_out(inputs: Inputs) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the network has one output, whose cross-entropy is always 0.
     """
-    example = inputs.images[:1].to(inputs.device)
-    scorer = Scorer(inputs.model, inputs.groups, example, inputs.device, inputs.memory)
     return {
-        group.name: _losses(scorer.split(group.name, "float32"), inputs) for group in inputs.groups
+        group.name: _losses(inputs.scorer.split(group.name, "float32"), inputs)
+        for group in inputs.groups
     }
 
 
