@@ -122,6 +122,8 @@ def lines(rows: Iterable[Row], repair: str | None = None) -> dict[str, Line]:
         if repair in (None, row["repair"]):
             criterion = row["criterion"].partition("-")[0]  # seeds of a random one are one line
             name = criterion if repair else f"{criterion}: {row['repair']}"
+            if row["allocation"] == "grail":
+                name += " (own cut)"
             found.setdefault(name, Line(name)).rows.append(row)
     return found
 
@@ -183,7 +185,8 @@ def compression(path: Path) -> str:
                 f"{whole['top1']:.2%}, loss {whole['loss']:.3f}). "
             )
             parts += [title + "Criteria, repaired by least squares:", _criteria(rows)]
-            parts += ["Repairs:", _repairs(rows)]
+            parts += ["Repairs; GRAIL with *(own cut)* chose how many units go by its own losses:"]
+            parts += [_repairs(rows)]
     return "\n\n".join(parts)
 
 
@@ -195,8 +198,8 @@ def _about(sizes: Mapping[tuple[str, float], list[Row]]) -> str:
     return (
         "Means over draws. Differences are on the draws that both were measured on, with 95 % "
         "intervals of a paired bootstrap over draws and evaluation images; bold where zero is "
-        "outside. Networks that stand in one table differ by at most "
-        f"{apart:.1%} in multiply-adds. *random* is the mean of its seeds."
+        "outside, which one in twenty is by chance. Networks that stand in one table differ by at "
+        f"most {apart:.1%} in multiply-adds. *random* is the mean of its seeds."
     )
 
 
@@ -205,25 +208,41 @@ def _criteria(rows: list[Row]) -> str:
     own = found.get(DEFAULT)
     ordered = sorted(found.values(), key=lambda line: -line.mean("top1"))
     header = ["criterion", "draws", "top-1", f"− {DEFAULT}, points", "loss", f"− {DEFAULT}, nats"]
-    return markdown(header, [_cells(line, own) for line in ordered])
+    table = [[line.name, f"{len(line.draws)}", *_cells(line, own)] for line in ordered]
+    return markdown(header, table)
 
 
 def _repairs(rows: list[Row]) -> str:
-    found = lines(rows)
-    compared = {row["criterion"] for row in rows if row["repair"] != OWN}
-    own = {name: found.get(f"{name}: {OWN}") for name in compared}
-    shown = [line for line in found.values() if line.rows[0]["criterion"] in compared]
-    ordered = sorted(shown, key=lambda line: (line.rows[0]["criterion"], -line.mean("top1")))
-    header = ["criterion: repair", "draws", "top-1", "− own, points", "loss", "− own, nats"]
-    return markdown(header, [_cells(line, own[line.rows[0]["criterion"]]) for line in ordered])
+    """A line per repair, sorted by the first criterion that has all."""
+    of_criterion = defaultdict(list)
+    for row in rows:
+        of_criterion[row["criterion"]].append(row)
+    found = {
+        name: {line.name.partition(": ")[2]: line for line in lines(part).values()}
+        for name, part in of_criterion.items()
+        if any(row["repair"] != OWN for row in part)
+    }
+    if not found:
+        return ""
+    names = dict.fromkeys(name for of_repair in found.values() for name in of_repair)
+    first = max(found.values(), key=len)
+    ordered = sorted(names, key=lambda name: -first[name].mean("top1") if name in first else 0)
+    table = []
+    for name in ordered:
+        table.append([name])
+        for of_repair in found.values():
+            cells = _cells(of_repair[name], of_repair.get(OWN)) if name in of_repair else [""] * 4
+            table[-1] += [" ".join(cells[:2]).strip(), " ".join(cells[2:]).strip()]
+    header = [f"{name}: {what}" for name in found for what in ("top-1 (− own)", "loss (− own)")]
+    return markdown(["repair", *header], table)
 
 
 def _cells(line: Line, other: Line | None) -> list[str]:
+    """Accuracy, its difference from another line's, loss, its difference."""
     points = nats = ""
     if other is not None and other is not line:
         if found := difference(line.hits(), other.hits()):
             points = found.text(100)
         if found := difference(line.losses(), other.losses()):
             nats = found.text(1, 3)
-    cells = [line.name, f"{len(line.draws)}", f"{line.mean('top1'):.2%}", points]
-    return [*cells, f"{line.mean('loss'):.3f}", nats]
+    return [f"{line.mean('top1'):.2%}", points, f"{line.mean('loss'):.3f}", nats]

@@ -3,7 +3,7 @@
     python -m jobs.benchmarks.compression --readme        # about 3 hours on one quiet core
 
 Run from the repository's folder. `--draws 0 --criteria mean_abs obs --shares 0.5` is a short run.
-Results are saved ranking by ranking, in results/compression.parquet, and what is there is not
+Results are saved bit by bit, in results/compression.parquet, and what is there is not
 measured again: a run that was stopped goes on.
 
 A draw is 256 calibration images; the evaluation images take part in nothing but the measurement.
@@ -11,15 +11,16 @@ For each ranking and share of the whole network's multiply-adds the same is done
 group alone (`repair.curves`), counts by `cuts.Chooser` (allocation `measured`), cut, repair by
 least squares. Some rankings' cuts are repaired otherwise, too:
 
-- `grail`: as the paper has it, with a ridge of 1e-3, and with that of three that comes nearest to
-  the whole network on the calibration images; on our cut, and on one chosen by what GRAIL itself
-  leaves of each group's loss; each also with BatchNorm statistics taken anew;
+- `grail`: with a ridge of 1e-3, and with that of three that comes nearest to the whole network on
+  the calibration images; on our cut, and on one chosen by the losses that GRAIL itself leaves;
+  with BatchNorm statistics taken anew; and step by step, which goes beyond the paper;
 - `batchnorm` only, and none.
 """
 
 import argparse
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,18 +29,16 @@ from torch import Tensor, fx, nn
 from jobs.benchmarks import compared, grail
 from jobs.benchmarks.draws import Draw, Trained, evaluation, load_draw, load_trained, ranking
 from jobs.benchmarks.networks import machine
+from jobs.benchmarks.repairs import FAMILIES, OWN, Repairs, outputs
 from jobs.benchmarks.results import RESULTS, Row, fill, merge, read
 from shapray.config import Prune
-from shapray.network.surgery import prune_model
 from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.ranking import Ranking
-from shapray.pruning.repair.batchnorm import batchnorm
 from shapray.pruning.repair.curves import loss_curves
-from shapray.pruning.repair.least_squares import least_squares
 
 PATH = RESULTS / "compression.parquet"
-KEYS = ("network", "draw", "criterion", "share")
+KEYS = ("network", "draw", "criterion", "share", "allocation", "repair")
 NETWORKS = ("resnet20", "resnet56")
 FIRST = (  # of all draws, before the others of any
     "mean_abs",
@@ -67,7 +66,6 @@ OTHERS = (
 )
 BY_GRAIL = ("mean_abs", "taylor", "obs")
 NOT_REPAIRED = ("mean_abs",)
-IMAGES_AT_ONCE = 50
 
 
 class Judge:
@@ -75,55 +73,70 @@ class Judge:
 
     def __init__(self, whole: nn.Module, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
-        self.reference = _outputs(whole, images)
+        self.reference = outputs(whole, images)
 
     def measure(self, network: nn.Module) -> Row:
         """Size, and how good it is, in all and image by image."""
-        outputs = _outputs(network, self.images)
-        hits = (outputs.argmax(1) == self.labels).numpy()
-        losses = nn.functional.cross_entropy(outputs.double(), self.labels, reduction="none")
+        found = outputs(network, self.images)
+        hits = (found.argmax(1) == self.labels).numpy()
+        losses = nn.functional.cross_entropy(found.double(), self.labels, reduction="none")
         parameters, multiply_adds = count_macs(network, self.images[:1])
         return {
             "multiply_adds": multiply_adds,
             "parameters": parameters,
             "top1": float(hits.mean()),
             "loss": float(losses.mean()),
-            "divergence": grail.divergence(outputs, self.reference),
+            "divergence": grail.divergence(found, self.reference),
             **compared.packed(hits, losses.numpy()),
         }
 
 
 class RankingBenchmark:
-    """All cuts and repairs by one ranking on one draw, as rows of the results."""
+    """All cuts and repairs by one ranking on one draw.
 
-    def __init__(self, trained: Trained, draw: Draw, name: str, judge: Judge) -> None:
-        self.trained, self.draw, self.name, self.judge = trained, draw, name, judge
+    Args:
+        there: rows of results that there are of it; they say how many units went.
+    """
+
+    def __init__(self, trained: Trained, draw: Draw, name: str, there: Sequence[Row]) -> None:
+        self.trained, self.draw, self.there = trained, draw, there
         self.ranking: Ranking = ranking(trained, draw, name)
-        self.chooser = Chooser(
-            Prune(macs=0.5, criteria=()), {g.name: g.n_units for g in trained.groups}, trained.sizes
-        )
-        self.rows: list[Row] = []
+        self.repairs = Repairs(trained, draw.images)
 
-    def run(self, shares: Sequence[float]) -> list[Row]:
-        """Rows of all shares."""
+    def cut(self, share: float, allocation: str) -> dict[str, list[int]]:
+        """Group -> units that go."""
+        for row in self.there:
+            if (row["share"], row["allocation"]) == (share, allocation):
+                orders = self.ranking.orders
+                return {
+                    group.name: sorted(orders[group.name][: group.n_units - kept])
+                    for group, kept in zip(self.trained.groups, row["kept"], strict=True)
+                }
+        n_units = {group.name: group.n_units for group in self.trained.groups}
+        chooser = Chooser(Prune(macs=share, criteria=()), n_units, self.trained.sizes)
+        curves = self._curves if allocation == OWN else self._curves_by_grail
+        return chooser.choose(self.ranking, {self.ranking.name: curves}, "macs", share)
+
+    def rows(self, share: float, family: str, allocation: str, judge: Judge) -> Iterator[Row]:
+        """A row for each network of a family of repairs."""
+        cut = self.cut(share, allocation)
         start = time.process_time()
-        curves = self._curves()
-        seconds = time.process_time() - start
-        if self.name in BY_GRAIL:
-            layers = [c.module for group in self.trained.groups for c in group.consumers]
-            self.grams = grail.grams_of(self.trained.model, layers, self.draw.images)
-            by_grail = self._curves_by_grail()
-        for share in shares:
-            cut = self._cut(curves, share)
-            self._least_squares(cut, share, seconds)
-            if self.name in NOT_REPAIRED:
-                self._not_repaired(cut, share)
-            if self.name in BY_GRAIL:
-                self._grail(cut, share, "grail")
-                self._grail(self._cut(by_grail, share), share, "grail, own allocation")
-        return self.rows
+        for repair, network, ridge in FAMILIES[family](self.repairs, cut):
+            seconds = time.process_time() - start
+            yield {
+                "share": share,
+                "allocation": allocation,
+                "repair": repair,
+                "ridge": ridge,
+                "kept": [g.n_units - len(cut[g.name]) for g in self.trained.groups],
+                "seconds": seconds,
+                **judge.measure(network),
+            }
+            start = time.process_time()
 
+    @functools.cached_property
     def _curves(self) -> dict[str, list[float]]:
+        """Group -> its losses with so many of its units gone, repaired by least squares."""
         model, folded, images = self.trained.model, self.trained.folded, self.draw.images
         return {
             group.name: loss_curves(
@@ -132,94 +145,44 @@ class RankingBenchmark:
             for group in self.trained.groups
         }
 
+    @functools.cached_property
     def _curves_by_grail(self) -> dict[str, list[float]]:
+        """The same, repaired by GRAIL."""
         model, folded, images = self.trained.model, self.trained.folded, self.draw.images
         assert isinstance(folded, fx.GraphModule)
-        orders = self.ranking.orders
+        orders, grams = self.ranking.orders, self.repairs.grams
         return {
-            group.name: grail.loss_curves(
-                model, folded, group, orders[group.name], images, self.grams
-            )
+            group.name: grail.loss_curves(model, folded, group, orders[group.name], images, grams)
             for group in self.trained.groups
         }
 
-    def _cut(self, curves: dict[str, list[float]], share: float) -> dict[str, list[int]]:
-        losses = {self.ranking.name: curves}
-        return self.chooser.choose(self.ranking, losses, "macs", share)
 
-    def _add(
-        self,
-        cut: dict[str, list[int]],
-        share: float,
-        repair: str,
-        network: nn.Module,
-        **more: float,
-    ) -> None:
-        """A row for a network of the whole one's shape, or one that is cut already."""
-        kept = [g.n_units - len(cut[g.name]) for g in self.trained.groups]
-        row = {
-            "network": self.trained.name,
-            "draw": self.draw.number,
-            "criterion": self.name,
-            "share": share,
-            "repair": repair,
-        }
-        self.rows.append(row | more | {"kept": kept} | self.judge.measure(network))
-
-    def _small(self, network: nn.Module, cut: dict[str, list[int]]) -> nn.Module:
-        return prune_model(network, self.draw.images[:1], cut).eval()
-
-    def _least_squares(self, cut: dict[str, list[int]], share: float, seconds: float) -> None:
-        model, groups, images = self.trained.model, self.trained.groups, self.draw.images
-        start = time.process_time()
-        repaired = least_squares(model, model, groups, cut, images).network
-        self._add(
-            cut,
-            share,
-            "least_squares",
-            self._small(repaired, cut),
-            seconds_choosing=seconds,
-            seconds=time.process_time() - start,
-        )
-
-    def _not_repaired(self, cut: dict[str, list[int]], share: float) -> None:
-        bare = self._small(self.trained.model, cut)
-        self._add(cut, share, "none", bare, seconds=0.0)
-        start = time.process_time()
-        batchnorm(bare, self.draw.images)
-        self._add(cut, share, "batchnorm", bare, seconds=time.process_time() - start)
-
-    def _grail(self, cut: dict[str, list[int]], share: float, name: str) -> None:
-        model, groups, images = self.trained.model, self.trained.groups, self.draw.images
-        reference = _outputs(model, images)
-
-        def network(ridge: float) -> nn.Module:
-            return self._small(grail.compensated(model, groups, cut, self.grams, ridge), cut)
-
-        def misses(ridge: float) -> float:
-            return grail.divergence(_outputs(network(ridge), images), reference)
-
-        start = time.process_time()
-        fixed = network(grail.RIDGE)
-        seconds = time.process_time() - start
-        self._add(cut, share, name, fixed, ridge=grail.RIDGE, seconds=seconds)
-        best = min(grail.RIDGES, key=misses)
-        chosen = network(best)
-        self._add(cut, share, f"{name}, chosen ridge", chosen, ridge=best, seconds=seconds)
-        batchnorm(chosen, images)
-        self._add(cut, share, f"{name}, batchnorm", chosen, ridge=best, seconds=seconds)
+def asked(criterion: str) -> list[tuple[str, str]]:
+    """Families of repairs and the allocations with which they are measured, by criterion."""
+    found = [(OWN, OWN)]
+    if criterion in NOT_REPAIRED:
+        found.append(("none", OWN))
+    if criterion in BY_GRAIL:
+        found += [("grail", OWN), ("grail", "grail"), ("grail, step by step", OWN)]
+    return found
 
 
 def run(
     trained: Trained, draw: Draw, name: str, judge: Judge, shares: Sequence[float], path: Path
 ) -> None:
-    """One ranking on one draw; the rows of shares that are not there yet are saved."""
+    """One ranking on one draw: what is not there yet is measured, and saved bit by bit."""
     here = {"network": trained.name, "draw": draw.number, "criterion": name}
-    missing = [share for share in shares if not _is_there(path, share=share, **here)]
+    there = [row for row in read(path) if here.items() <= row.items()]
+    known = {(row["share"], row["repair"], row["allocation"]) for row in there}
+    missing = [
+        (share, *way) for share in shares for way in asked(name) if (share, *way) not in known
+    ]
     if missing:
         start = time.monotonic()
-        rows = RankingBenchmark(trained, draw, name, judge).run(missing)
-        merge(path, rows, KEYS)
+        bench = RankingBenchmark(trained, draw, name, there)
+        for share, family, allocation in missing:
+            rows = [here | row for row in bench.rows(share, family, allocation, judge)]
+            merge(path, rows, KEYS)
         seconds = time.monotonic() - start
         print(f"{trained.name}, draw {draw.number}: {name}: {seconds:.0f} s", flush=True)
 
@@ -228,24 +191,15 @@ def run_network(name: str, options: argparse.Namespace) -> None:
     """All draws' most telling rankings first, then the others of all draws."""
     trained = load_trained(name)
     judge = Judge(trained.model, *evaluation())
-    if not _is_there(PATH, network=name, repair="whole"):
-        row = {"network": name, "draw": -1, "criterion": "whole", "share": 1.0, "repair": "whole"}
-        merge(PATH, [row | judge.measure(trained.model)], KEYS)
+    if not any((row["network"], row["repair"]) == (name, "whole") for row in read(PATH)):
+        whole = {"criterion": "whole", "share": 1.0, "allocation": "whole", "repair": "whole"}
+        merge(PATH, [{"network": name, "draw": -1} | whole | judge.measure(trained.model)], KEYS)
     for names in (FIRST, OTHERS):
         for number in options.draws:
             draw = load_draw(name, number)
             for criterion in names:
                 if criterion in options.criteria:
                     run(trained, draw, criterion, judge, options.shares, PATH)
-
-
-def _is_there(path: Path, **found: object) -> bool:
-    return any(all(row[key] == value for key, value in found.items()) for row in read(path))
-
-
-def _outputs(network: nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([network(part.clone()) for part in images.split(IMAGES_AT_ONCE)])
 
 
 def main() -> None:

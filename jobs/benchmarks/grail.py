@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from shapray.engine.trace import fold
 from shapray.network.group import Group
 from shapray.network.silence import read_channels
 from shapray.pruning.repair.curves import counts
@@ -30,32 +31,32 @@ IMAGES_AT_ONCE = 32
 Grams = Mapping[str, Tensor]  # layer -> (n_channels, n_channels) float64
 
 
-def channel_map(gram: Tensor, kept: Tensor, ridge: float) -> Tensor:
-    """What is read of all channels, predicted from those that stay.
+def channel_map(gram: Tensor, wanted: Tensor, ridge: float) -> Tensor:
+    """What is wanted, predicted from what is read.
 
     Args:
-        gram: (n_channels, n_channels), of all channels.
-        kept: (n_channels,) bool.
-        ridge: of the mean of the kept channels' diagonal.
+        gram: (n_kept, n_kept) sums of products of the channels that are read.
+        wanted: (n_channels, n_kept) sums of products of the channels that are wanted with those.
+        ridge: of the mean of the gram's diagonal.
     Returns:
         (n_channels, n_kept).
     """
-    system = gram[kept][:, kept].clone()
+    system = gram.clone()
     floor = torch.finfo(torch.float32).tiny  # solvable where all that stays is zero
     system.diagonal().add_((ridge * system.diagonal().mean()).clamp(min=floor))
-    return torch.linalg.solve(system, gram[kept]).T
+    return torch.linalg.solve(system, wanted.T).T
 
 
-def merged(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float) -> Tensor:
-    """A layer's weights with the map in them, in their own shape; zero for channels that go.
+def merged(weight: Tensor, kept: Tensor, mapped: Tensor) -> Tensor:
+    """A layer's weights with a map in them, in their own shape; zero for channels that go.
 
     Args:
         weight: (n_out, n_channels, ...).
+        kept: (n_channels,) bool.
+        mapped: (n_channels, n_kept), see `channel_map`.
     """
     found = torch.zeros_like(weight)
-    found[:, kept] = torch.einsum(
-        "oc...,ck->ok...", weight.double(), channel_map(gram, kept, ridge)
-    ).to(weight)
+    found[:, kept] = torch.einsum("oc...,ck->ok...", weight.double(), mapped).to(weight)
     return found
 
 
@@ -71,7 +72,8 @@ def grams_of(model: nn.Module, layers: Iterable[str], images: Tensor) -> Grams:
 
     def watch(name: str) -> torch.utils.hooks.RemovableHandle:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = found.get(name, 0) + _gram(layer, inputs[0])
+            rows = _rows(layer, inputs[0])
+            found[name] = found.get(name, 0) + (rows @ rows.T).double()
 
         return model.get_submodule(name).register_forward_pre_hook(add)
 
@@ -104,7 +106,45 @@ def compensated(
     with torch.inference_mode():
         for name, kept in read_channels(groups, removed).items():
             layer = _layer(network, name)
-            layer.weight.copy_(merged(layer.weight, grams[name], kept, ridge))
+            mapped = channel_map(*_of_kept(grams[name], kept), ridge)
+            layer.weight.copy_(merged(layer.weight, kept, mapped))
+    return network
+
+
+def step_by_step(
+    model: nn.Module,
+    groups: Sequence[Group],
+    removed: Mapping[str, Sequence[int]],
+    images: Tensor,
+    ridge: float,
+) -> nn.Module:
+    """As `compensated`, but what is read comes from the network that is compensated so far, layer
+    by layer in the order of the data: later maps make good what earlier ones have left. This goes
+    beyond the paper.
+    """
+    network, channels = copy.deepcopy(model), read_channels(groups, removed)
+    before, after = fold(model, images[:1]), fold(model, images[:1])
+    assert isinstance(before, fx.GraphModule)
+    assert isinstance(after, fx.GraphModule)
+    with torch.inference_mode():
+        whole, thin = (Walk(graph, images, IMAGES_AT_ONCE) for graph in (before, after))
+        for site in find_sites(model, after, channels)[0]:
+            if site.layer in channels:
+                layer, kept = _layer(after, site.layer), channels[site.layer]
+                source = thin.source(site.call)
+                for walk in (whole, thin):
+                    walk.run_to(source)
+                pairs = [
+                    (_rows(layer, x)[kept], _rows(layer, y))
+                    for x, y in zip(thin.of(source), whole.of(source))
+                ]
+                gram = sum((x @ x.T).double() for x, _ in pairs)
+                wanted = sum((y @ x.T).double() for x, y in pairs)
+                assert isinstance(gram, Tensor)
+                assert isinstance(wanted, Tensor)
+                mapped = channel_map(gram, wanted, ridge)
+                for found in (layer, _layer(network, site.layer)):
+                    found.weight.copy_(merged(found.weight, kept, mapped))
     return network
 
 
@@ -142,7 +182,8 @@ def loss_curves(
             for site in sites:
                 layer = _layer(folded, site.layer)
                 gram, kept = grams[site.layer], stay[site.layer]
-                given = {"weight": merged(layer.weight, gram, kept, ridge)}
+                mapped = channel_map(*_of_kept(gram, kept), ridge)
+                given = {"weight": merged(layer.weight, kept, mapped)}
                 changed[site.call] = [
                     torch.func.functional_call(layer, given, (x,)) for x in inputs[site.call]
                 ]
@@ -165,9 +206,13 @@ def _layer(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _gram(layer: nn.Module, read: Tensor) -> Tensor:
+def _of_kept(gram: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the kept channels with themselves, and of all with them."""
+    return gram[kept][:, kept], gram[:, kept]
+
+
+def _rows(layer: nn.Module, read: Tensor) -> Tensor:
+    """(n_channels, n * positions)."""
     if isinstance(layer, nn.Conv2d):
-        rows = read.transpose(0, 1).flatten(1)  # (n_channels, n * positions)
-    else:
-        rows = read.flatten(0, -2).T
-    return (rows @ rows.T).double()
+        return read.transpose(0, 1).flatten(1)
+    return read.flatten(0, -2).T

@@ -125,7 +125,7 @@ def plot_compression(rows: list[Row], folder: Path) -> None:
     Of the criteria the default, the best other and a random one, repaired by least squares; of the
     default's cuts also GRAIL's repair, at its best, and none.
     """
-    networks = sorted({row["network"] for row in rows})
+    networks = sorted({row["network"] for row in rows if row["share"] < 1})
     figure = Figure(figsize=(9, 3.6 * len(networks)), layout="constrained")
     axes = figure.subplots(len(networks), 2, squeeze=False)
     for network, of_network in zip(networks, axes):
@@ -142,6 +142,8 @@ def plot_compression(rows: list[Row], folder: Path) -> None:
             ax.set(xlabel="million multiply-adds", ylabel=label, title=network)
             ax.grid(color="lightgray", linewidth=0.5)
         of_network[1].set_yscale("log")
-        of_network[1].yaxis.set_minor_formatter(ScalarFormatter())
+        of_network[1].set_yticks([1, 2, 5, 10], minor=False)
+        of_network[1].yaxis.set_major_formatter(ScalarFormatter())
+        of_network[1].yaxis.set_minor_formatter(NullFormatter())
         of_network[0].legend(fontsize=7)
     figure.savefig(folder / "compression.png", dpi=80)

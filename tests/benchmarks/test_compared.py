@@ -18,6 +18,7 @@ def rows_of(criterion, draws, *, repair=OWN, network="resnet20", share=0.5, top1
             "draw": draw,
             "criterion": criterion,
             "share": share,
+            "allocation": OWN,
             "repair": repair,
             "multiply_adds": 1000,
             "top1": hits.mean(),
@@ -53,7 +54,7 @@ def test_tables_say_which_are_better_and_which_are_not_known_to_be(tmp_path):
         *rows_of("random-0", range(5), top1=0.6),
         *rows_of("random-1", range(5), top1=0.5),
     ]
-    merge(path, rows, ("network", "draw", "criterion", "share"))
+    merge(path, rows, ("network", "draw", "criterion", "repair"))
     lines = compression(path).splitlines()
     first = [line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| ")]
     assert first[2:5] == ["obs & mean_abs", DEFAULT, "random"]

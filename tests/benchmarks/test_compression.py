@@ -34,3 +34,19 @@ def test_networks_of_all_rankings_are_equally_large_and_what_is_there_is_not_mea
     monkeypatch.setattr(compression, "RankingBenchmark", None)  # nothing is left to measure
     run(trained, draw, "taylor", judge, [0.5], path)
     assert read(path) == rows
+
+
+def test_what_a_stopped_run_has_left_is_measured_on_the_same_cut(judged, tmp_path, monkeypatch):
+    trained, judge, images, labels = judged
+    draw = Draw(0, images, labels, [f"{i}" for i in range(8)], tmp_path / "scores.parquet")
+    path = tmp_path / "compression.parquet"
+    monkeypatch.setattr(compression, "BY_GRAIL", ())
+    run(trained, draw, "l1_norm", judge, [0.5], path)
+    [first] = read(path)
+    monkeypatch.setattr(compression, "NOT_REPAIRED", ("l1_norm",))
+    monkeypatch.setattr(compression, "loss_curves", None)  # the cut is known
+    run(trained, draw, "l1_norm", judge, [0.5], path)
+    again, *others = read(path)
+    assert again == first
+    assert [row["repair"] for row in others] == ["none", "batchnorm"]
+    assert all(row["kept"] == first["kept"] for row in others)

@@ -1,5 +1,7 @@
 """GRAIL's channel map, against least squares by brute force."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -43,11 +45,13 @@ def test_the_map_is_that_of_a_regression_of_all_channels_on_the_kept_ones(networ
     penalty = np.sqrt(ridge * (few**2).sum(0).mean()) * np.eye(few.shape[1])
     rows, targets = np.vstack([few, penalty]), np.vstack([read, np.zeros((len(penalty), 6))])
     expected = np.linalg.lstsq(rows, targets, rcond=None)[0].T
-    found = grail.channel_map(grams["2"], kept, ridge)
+    gram = grams["2"]
+    found = grail.channel_map(gram[kept][:, kept], gram[:, kept], ridge)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_cut_costs_nothing_where_what_goes_is_a_combination_of_what_stays(network, images):
+    network = copy.deepcopy(network)
     with torch.no_grad():
         first = network[0]
         for gone, stays, times in ((1, 0, 2.0), (4, 3, 0.5)):  # survives the ReLU
@@ -60,6 +64,8 @@ def test_a_cut_costs_nothing_where_what_goes_is_a_combination_of_what_stays(netw
         )
         assert small[0].out_channels == 4
         assert torch.allclose(small(images), network(images), atol=1e-4)
+        again = grail.step_by_step(network, groups, removed, images, 1e-9)
+        assert torch.allclose(again(images), network(images), atol=1e-4)
 
 
 def test_features_of_one_unit_behind_a_flatten_go_together(network, images):
@@ -82,3 +88,13 @@ def test_a_loss_curve_is_the_loss_of_the_networks_cut_one_group_at_a_time(networ
         cut = grail.compensated(network, groups, {group.name: order[:5]}, grams, grail.RIDGE)
         expected = grail.divergence(cut(images), network(images))
     assert found[-1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_step_by_step_a_later_map_makes_good_what_an_earlier_one_has_left(network, images):
+    groups, removed = groups_of(network, images), {"0": [0, 2, 3], "2": [1, 4]}
+    grams = grail.grams_of(network, ["2", "5"], images)
+    with torch.no_grad():
+        wanted = network(images)
+        at_once = grail.compensated(network, groups, removed, grams, 1e-6)(images)
+        by_steps = grail.step_by_step(network, groups, removed, images, 1e-6)(images)
+    assert (by_steps - wanted).square().mean() < (at_once - wanted).square().mean()
