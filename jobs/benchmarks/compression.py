@@ -1,10 +1,10 @@
 """Which criterion gives the best network at equal multiply-adds, and which repair.
 
-    python -m jobs.benchmarks.compression --readme        # about 3 hours on one quiet core
+    python -m jobs.benchmarks.compression --networks resnet20 --readme     # 3 hours on a quiet core
 
 Run from the repository's folder. `--draws 0 --criteria mean_abs obs --shares 0.5` is a short run.
-Results are saved bit by bit, in results/compression.parquet, and what is there is not
-measured again: a run that was stopped goes on.
+Results are saved bit by bit, in results/compression.parquet, and what is there is not measured
+again: a run that was stopped goes on. Two runs at a time would lose each other's results.
 
 A draw is 256 calibration images; the evaluation images take part in nothing but the measurement.
 For each ranking and share of the whole network's multiply-adds the same is done: losses of every

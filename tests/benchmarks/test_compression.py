@@ -7,15 +7,15 @@ from jobs.benchmarks import compression
 from jobs.benchmarks.compression import Judge, run
 from jobs.benchmarks.draws import Draw, Trained
 from jobs.benchmarks.results import read
-from shapray.zoo import resnet20
+from shapray.zoo import CifarResNet
 
 
 @pytest.fixture(scope="module")
 def judged():
     torch.manual_seed(0)
-    model = resnet20().eval()
+    model = CifarResNet(n_blocks=1, num_classes=10).eval()
     images, labels = torch.randn(12, 3, 32, 32), torch.arange(12) % 10
-    trained = Trained.of("resnet20", model, images[:1])
+    trained = Trained.of("tiny", model, images[:1])
     return trained, Judge(model, images[8:], labels[8:]), images[:8], labels[:8]
 
 
