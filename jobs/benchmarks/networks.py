@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 VALUE = "neg_cross_entropy"
 NETWORKS = ("resnet20", "digits")
+CIFAR_TRANSFORM = Transform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,22 @@ class Network:
         return [image_seed(seed, group.name, image_id) for image_id in self.image_ids]
 
 
+def cifar_model(name: str) -> Model:
+    """`resnet20` or `resnet56`, trained on CIFAR-10 (../shared/data)."""
+    return Model(factory=f"shapray.zoo:{name}", weights=str(DATA / f"{name}_cifar10.safetensors"))
+
+
+def cifar_images(name: str, n_images: int | None, seed: int = 0) -> Images:
+    """Some of the `calibration` or `evaluation` images, as many of every class; None: all."""
+    path = str(DATA / f"cifar10_{name}.parquet")
+    return Images(source="parquet", path=path, limit=n_images, seed=seed)
+
+
 def load(name: str, n_images: int, draw: int = 0) -> Network:
     """`resnet20` (CIFAR-10, ../shared/data) or `digits` (jobs/data) with some of its calibration
     images; another draw takes others."""
     if name == "resnet20":
-        model = Model(
-            factory="shapray.zoo:resnet20", weights=str(DATA / "resnet20_cifar10.safetensors")
-        )
+        model = cifar_model(name)
     else:
         model = Model(
             factory="shapray.zoo:digits_cnn",
@@ -103,13 +113,7 @@ def open_set(name: str, images: str, n_images: int, draw: int = 0) -> ImageSet:
     """Some of a network's images, "calibration" or "evaluation", as many of every class as
     possible."""
     if name == "resnet20":
-        section = Images(
-            source="parquet",
-            path=str(DATA / f"cifar10_{images}.parquet"),
-            limit=n_images,
-            seed=draw,
-        )
-        transform = Transform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        section, transform = cifar_images(images, n_images, draw), CIFAR_TRANSFORM
     else:
         section = Images(
             source="parquet",

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from jobs.benchmarks import compared
 from jobs.benchmarks.results import Row
 
 mpl.use("Agg")
@@ -39,6 +40,14 @@ ORDERS = {  # of the robustness benchmark; other methods are in its table only
     "jacobian": ("tab:blue", "--"),
     "leave_one_out": ("tab:purple", "-"),
     "obs": ("tab:green", "-"),
+}
+COMPRESSION_STYLES = {
+    "default": ("black", "o-"),
+    "best other": ("tab:blue", "s-"),
+    "random": ("tab:orange", "v-"),
+    "GRAIL": ("tab:green", "d--"),
+    "BatchNorm": ("tab:purple", "x--"),
+    "not repaired": ("tab:red", "+:"),
 }
 
 
@@ -169,3 +178,33 @@ def _draw_order(ax: Axes, shares: np.ndarray, line: np.ndarray, method: str) -> 
         colour, style = ORDERS[method]
         width = 1.8 if colour == "black" else 1.0
         ax.plot(shares, line, style, color=colour, label=method, linewidth=width)
+
+
+def plot_compression(rows: list[Row], folder: Path) -> None:
+    """compression.png: accuracy and loss against multiply-adds, a line of panels per network.
+
+    Of the criteria the default, the best other and a random one, repaired by least squares; of the
+    default's cuts also GRAIL's repair, at its best, and none.
+    """
+    networks = sorted({row["network"] for row in rows if row["share"] < 1})
+    figure = Figure(figsize=(9, 3.6 * len(networks)), layout="constrained")
+    axes = figure.subplots(len(networks), 2, squeeze=False)
+    for network, of_network in zip(networks, axes):
+        found = compared.curves([row for row in rows if row["network"] == network])
+        [whole] = [r for r in rows if r["network"] == network and r["repair"] == "whole"]
+        for ax, key, label in zip(of_network, ("top1", "loss"), ("top-1", "cross-entropy, nats")):
+            for name, line in found.items():
+                color, style = COMPRESSION_STYLES[name.partition(":")[0]]
+                x = [point["multiply_adds"] / 1e6 for point in line]
+                y = [point[key] for point in line]
+                ax.plot(x, y, style, color=color, label=name, markersize=4, linewidth=1)
+            size = whole["multiply_adds"] / 1e6
+            ax.plot(size, whole[key], "*", color="black", markersize=9, label="whole network")
+            ax.set(xlabel="million multiply-adds", ylabel=label, title=network)
+            ax.grid(color="lightgray", linewidth=0.5)
+        of_network[1].set_yscale("log")
+        of_network[1].set_yticks([1, 2, 5, 10], minor=False)
+        of_network[1].yaxis.set_major_formatter(ScalarFormatter())
+        of_network[1].yaxis.set_minor_formatter(NullFormatter())
+        of_network[0].legend(fontsize=7)
+    figure.savefig(folder / "compression.png", dpi=80)
