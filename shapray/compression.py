@@ -298,8 +298,9 @@ def _in_rounds(
         scores = score(made.network, images, labels, **again)
         console.print(f"round {number} of {asked.rounds}: {scores!r}")
         scored = set(scores.scores["group"].to_pylist())
-        for name in first.n_units.keys() - scored:
-            console.print(f"round {number}: group {name} keeps what it has")
+        for name in first.n_units:
+            if name not in scored:
+                console.print(f"round {number}: group {name} keeps what it has")
         chooser = first.after(cut, scored)
         own, losses = ranked(chooser, scores.scores, scorable(made.network), pixels, targets)
         decision = Decision(number, chooser, of_the_whole(own, first.n_units, cut), losses)

@@ -89,7 +89,8 @@ def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[J
     if found is None or not isinstance(found.get("job"), dict):
         raise JobError(f"{store.shown}/run.json: no such file; is this the output folder of a run?")
     tree = found["job"]
-    n_rounds = (tree.get("prune") or {}).pop("rounds", 1)
+    pruned = tree.get("prune")
+    n_rounds = pruned.pop("rounds", 1) if isinstance(pruned, dict) else 1
     for assignment in overrides:
         if assignment.partition("=")[0] == "output":
             raise JobError(
