@@ -21,6 +21,7 @@ from shapray.pruning.repair.blocks import find_blocks, outputs_of
 from shapray.text import one_line
 
 FEWEST_IMAGES = 20  # a fifth is held back, and the rest must be a batch
+BATCH = 64  # images of a step, unless told otherwise
 HELD_BACK = 5  # every so many images, one
 CHECKS = 12  # of the held-back images on the way, and one before the first step
 TEMPERATURE = 2.0  # of the softmaxes that are compared
@@ -57,7 +58,7 @@ def distill(
     *,
     steps: int,
     lr: float = 1e-3,
-    batch: int = 64,
+    batch: int = BATCH,
     seed: int = 0,
     device: str | torch.device = "cpu",
     blocks: Sequence[str] | None = None,
