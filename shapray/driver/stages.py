@@ -25,6 +25,7 @@ from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import inspect_tasks, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
@@ -77,7 +78,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             _first_write(record)
         with record.stage("plan"):
             store.publish_table(
-                "groups.parquet", [groups_table(planned.groups, planned.tail_macs)], GROUPS
+                names.GROUPS, [groups_table(planned.groups, planned.tail_macs)], GROUPS
             )
             publish_columns(store, [group.name for group in planned.setup.groups])
         tasks = score_tasks(planned, n_active, precision, fingerprint)
@@ -238,13 +239,13 @@ def _aggregate(
         store = planned.setup.store
         scores = with_kept_criteria(
             pa.concat_tables([scores for scores, _ in tables]),
-            table_if_sound(store, "scores.parquet"),
+            table_if_sound(store, names.SCORES),
             made_of,
         )
-        store.publish_table("scores.parquet", [scores], scores.schema)
+        store.publish_table(names.SCORES, [scores], scores.schema)
         if planned.setup.calibration.labels is not None:
             classes = [by_class for _, by_class in tables]
-            store.publish_table("class_scores.parquet", classes, CLASS_SCORES)
+            store.publish_table(names.CLASS_SCORES, classes, CLASS_SCORES)
     return totals
 
 
@@ -252,7 +253,7 @@ def _cutting(crew: Crew, planned: Plan, record: Record, fingerprint: str) -> Cut
     def stop(stage: str, failures: list[Failure]) -> None:
         _stop_if_failed(stage, failures, record)
 
-    return Cutting(crew, planned, planned.chooser, "prune", stop, fingerprint)
+    return Cutting(crew, planned, planned.chooser, names.CUTS, stop, fingerprint)
 
 
 def _cut(cutting: Cutting, record: Record) -> dict[str, Any]:
@@ -260,10 +261,10 @@ def _cut(cutting: Cutting, record: Record) -> dict[str, Any]:
     store = record.store
 
     def publish(scores: pa.Table) -> None:
-        store.publish_table("scores.parquet", [scores], scores.schema)
+        store.publish_table(names.SCORES, [scores], scores.schema)
 
     with record.stage("prune"):
-        scores = cutting.with_criteria(store.read_table("scores.parquet"), publish)
+        scores = cutting.with_criteria(store.read_table(names.SCORES), publish)
         publish(scores)
         ranked = cutting.ranked(scores)
         compared = cutting.cuts(ranked, cutting.losses(ranked))
