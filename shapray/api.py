@@ -42,7 +42,7 @@ from shapray.network.consumers import count_active
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import probe
-from shapray.pruning.evaluate import Interval, count_macs, joined, tally
+from shapray.pruning.evaluate import IMAGES_AT_ONCE, Interval, count_macs, joined, tally
 from shapray.shapley.estimators import check_enumerable
 from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
@@ -51,7 +51,6 @@ from shapray.worker.tasks import PrecisionTask
 
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
-IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,15 +1,10 @@
 """A finished run's files for ``load_pruned``, without the run."""
 
-import torch
+from cut_digits import REMOVED, SIZES
 from torch import nn
 
 from shapray.pruning.saved import weights_bytes
 from shapray.storage.run_directory import RunDirectory
-from shapray.zoo import digits_cnn
-
-EXAMPLE = torch.zeros(1, 1, 8, 8)
-REMOVED = {"conv1": [3, 0, 31], "conv3": [1, 2, 15], "fc1": list(range(0, 64, 2))}
-SIZES = {"conv1": 32, "conv3": 16, "fc1": 64}
 
 FACTORIES = """
 from torch import nn
@@ -47,20 +42,6 @@ def needs_a_licence(**kwargs):
 def a_number():
     return 3
 """
-
-
-def digits() -> nn.Module:
-    torch.manual_seed(0)
-    model = digits_cnn()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.bias.data.normal_()
-            module.running_mean.normal_()
-    return model.eval()
-
-
-def images() -> torch.Tensor:
-    return torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def files(removed=REMOVED, **model):

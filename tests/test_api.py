@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import Bright, write_job
+from tiny import SCORED, Bright, write_job
 
 import shapray
 from shapray.config import load_job
@@ -40,7 +40,7 @@ def given(images):
 def test_its_values_are_those_of_a_job_to_the_bit(digits, tmp_path):
     path, model, calibration, _ = digits
     output = f"memory://{tmp_path.name}"
-    assert main([str(path), f"output={output}", "score.precision=float32"]) == 0
+    assert main([str(path), f"output={output}", "score.precision=float32", *SCORED]) == 0
     scores = shapray.score(model, *given(calibration), ids=calibration.ids, **SETTINGS, **OF_JOB)
     for name, table in {
         "scores.parquet": scores.scores,

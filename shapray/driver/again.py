@@ -23,6 +23,7 @@ from shapray.driver.plan import plan
 from shapray.driver.record import earlier_run, now
 from shapray.errors import JobError, TasksFailed
 from shapray.inputs.digest import digest
+from shapray.storage import names
 from shapray.storage.claim import claimed
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.worker import Worker
@@ -43,9 +44,9 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     """
     store = RunDirectory(run_dir)
     job, n_rounds = _job(store, run_dir, overrides)
-    if store.read("scores.parquet") is None:
+    if store.read(names.SCORES) is None:
         raise JobError(
-            f"{store.shown}/scores.parquet: no such file; python -m shapray.run JOB.yaml makes the "
+            f"{store.shown}/{names.SCORES}: no such file; python -m shapray.run JOB.yaml makes the "
             "scores, and goes on where it was stopped"
         )
     folder = _folder(store, name or _name(overrides))
@@ -54,11 +55,11 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     assert earlier is not None
     check_same_job(earlier.parts, fingerprint_parts(inputs, earlier.precision), store.shown)
     planned = plan(inputs)
-    scored = set(store.read_table("scores.parquet")["group"].to_pylist())
+    scored = set(store.read_table(names.SCORES)["group"].to_pylist())
     missing = [group.name for group in planned.setup.groups if group.name not in scored]
     if missing:
         raise JobError(
-            f"{store.shown}/scores.parquet: no scores of group '{missing[0]}', which the job names"
+            f"{store.shown}/{names.SCORES}: no scores of group '{missing[0]}', which the job names"
         )
     if n_rounds > 1:
         console.print(
@@ -72,22 +73,24 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         crew, fingerprint = Crew(pool, console, None), digest(earlier.parts)
         cutting = Cutting(crew, planned, planned.chooser, folder, _stop, fingerprint)
         cutting.check_target()
-        scores = cutting.with_criteria(store.read_table("scores.parquet"))
+        scores = cutting.with_criteria(store.read_table(names.SCORES))
         ranked = cutting.ranked(scores)
         compared = cutting.cuts(ranked, cutting.losses(ranked))
         facts: dict[str, Any] = {"started": started, "shapray": version("shapray")}
         metrics = cutting.measured(compared, facts)
         facts |= {"prune": job.prune.model_dump(mode="json"), "ended": now()}
-        store.publish_json(f"{folder}/cut.json", facts)
+        store.publish_json(f"{folder}/{names.CUT}", facts)
     summary.show_cuts(console, metrics)
     summary.show_all(console, store)
 
 
 def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[Job, int]:
     """The job of ``run.json``, with other values and one round; and the rounds that it had."""
-    found = store.read_json("run.json")
+    found = store.read_json(names.RUN)
     if found is None or not isinstance(found.get("job"), dict):
-        raise JobError(f"{store.shown}/run.json: no such file; is this the output folder of a run?")
+        raise JobError(
+            f"{store.shown}/{names.RUN}: no such file; is this the output folder of a run?"
+        )
     tree = found["job"]
     pruned = tree.get("prune")
     n_rounds = pruned.pop("rounds", 1) if isinstance(pruned, dict) else 1
@@ -103,14 +106,14 @@ def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[J
     hidden = [key for key, value in kwargs.items() if is_hidden(value)]
     if hidden:
         raise JobError(
-            f"{store.shown}/run.json does not hold model.kwargs.{hidden[0]}, which could be a "
+            f"{store.shown}/{names.RUN} does not hold model.kwargs.{hidden[0]}, which could be a "
             f"credential; give it again: model.kwargs.{hidden[0]}=..."
         )
     try:
         job = Job.model_validate(tree)
     except ValidationError as error:
         raise JobError(
-            f"{store.shown}/run.json, with {', '.join(overrides) or 'nothing replaced'}:\n"
+            f"{store.shown}/{names.RUN}, with {', '.join(overrides) or 'nothing replaced'}:\n"
             + explain(error, Job)
         ) from error
     if job.prune.rounds > 1:
@@ -129,10 +132,10 @@ def _name(overrides: Sequence[str]) -> str:
 def _folder(store: RunDirectory, name: str) -> str:
     if NAME.fullmatch(name) is None:
         raise JobError(f"--name: '{name}'; letters, digits and _ . = + , - make a name")
-    folder, n = f"prune/{name}", 1
-    while store.read(f"{folder}/plan.json") is not None:  # earlier ones stay
+    folder, n = names.folder_of(name), 1
+    while store.read(f"{folder}/{names.PLAN}") is not None:  # earlier ones stay
         n += 1
-        folder = f"prune/{name}-{n}"
+        folder = names.folder_of(f"{name}-{n}")
     return folder
 
 

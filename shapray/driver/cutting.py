@@ -32,6 +32,7 @@ from shapray.pruning.cuts import (
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
+from shapray.storage import names
 from shapray.storage.schemas import CURVE
 from shapray.worker.tasks import (
     CriterionTask,
@@ -75,9 +76,9 @@ class Cutting:
         store = self.planned.setup.store
 
         def publish(scores: pa.Table) -> None:
-            store.publish_table("scores.parquet", [scores], scores.schema)
+            store.publish_table(names.SCORES, [scores], scores.schema)
 
-        scores = self.with_criteria(store.read_table("scores.parquet"), publish)
+        scores = self.with_criteria(store.read_table(names.SCORES), publish)
         publish(scores)
         ranked = self.ranked(scores)
         return ranked, self.losses(ranked)
@@ -237,11 +238,11 @@ class Cutting:
         metrics = measurements_json(measurements, compared, self.prune, timed)
         n_units = sum(self.chooser.n_units.values())
         store.publish_table(
-            f"{self.folder}/curve.parquet",
+            f"{self.folder}/{names.CURVE}",
             [curve_table(measurements, n_units, self.prune.target[0])],
             CURVE,
         )
-        store.publish_json(f"{self.folder}/metrics.json", metrics)
+        store.publish_json(f"{self.folder}/{names.METRICS}", metrics)
         return metrics
 
     def _latency_by_groups(self) -> Size:

@@ -20,13 +20,12 @@ from shapray.cluster.needs import workers_here
 from shapray.cluster.ray_pool import RayPool
 from shapray.cluster.start import open_pool
 from shapray.config import Job, Score
+from shapray.driver.cutting_costs import CuttingCosts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
-from shapray.driver.tasks import evaluated_slices, inspect_tasks, score_tasks
+from shapray.driver.tasks import inspect_tasks, score_tasks
 from shapray.errors import ClusterError, JobError
 from shapray.pruning.cuts import compared_networks
-from shapray.pruning.repair.curves import CURVE_IMAGES
-from shapray.pruning.repair.distill import BATCH
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
@@ -36,9 +35,6 @@ from shapray.worker.costs import MAX_PERMUTATIONS, MIN_PERMUTATIONS, Survey
 from shapray.worker.survey import Surveyor, SurveyTask
 
 START_SECONDS = 12.0  # Ray and the workers' imports
-REPAIR_PASSES = 30  # of the whole network over the calibration images, as long as a repair takes
-DISTILL_PASSES = 4  # over a step's images, as long as the step takes, forward and backward
-LOSS_PASSES = 6  # over some of them, as long as a group's losses by one ranking take
 COUNTED_STEPS = 250_000  # of permutations whose coalitions are told apart one by one
 MANY_COALITIONS = 24  # players; of more, few coalitions are drawn again
 
@@ -155,20 +151,9 @@ class Forecast:
         groups = tuple(self._group(column, permutations) for column in range(len(setup.groups)))
         costs = survey.groups.values()
         look = survey.load + survey.look
-        n_images = len(setup.calibration)
-        repair = REPAIR_PASSES * n_images * survey.forward
-        trained = 0.0
-        if "distill" in setup.job.prune.repair:
-            seen = setup.job.prune.distill.steps * min(BATCH, n_images)
-            trained = DISTILL_PASSES * seen * survey.forward
-        look_back = LOSS_PASSES * min(n_images, CURVE_IMAGES) * survey.forward
-        n_further = setup.job.prune.rounds - 1
+        cutting = CuttingCosts(self.planned, survey)
         score = [(group.prepare, group.tasks) for group in groups]
-
-        def losses(n_passes: int) -> list[tuple[float, np.ndarray]]:
-            measured = setup.job.prune.allocation == "measured"
-            return [(0.0, np.array([n_passes * look_back]))] * (measured * len(setup.groups))
-
+        n_further = setup.job.prune.rounds - 1
         inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
         return Prediction(
             permutations=permutations,
@@ -182,21 +167,9 @@ class Forecast:
             work={
                 "inspect": [(0.0, np.array(inspected))],
                 "score": score,
-                "losses": losses(1 + self.n_rankings),
-                # On smaller networks, nobody knows yet how small: at most as much as on this one.
-                "rounds": n_further * [*score, *losses(2), (0.0, np.array([repair]))],
-                "evaluate": [
-                    (
-                        survey.network + repaired * (repair + trained),
-                        np.array(
-                            [
-                                (survey.load + survey.forward) * (last - first)
-                                for first, last in evaluated_slices(len(setup.evaluation), repaired)
-                            ]
-                        ),
-                    )
-                    for repaired in self.repaired
-                ],
+                "criteria": cutting.criteria(),
+                "losses": cutting.losses(self.n_rankings),
+                "rounds": n_further * [*score, *cutting.between()],
             },
         )
 
@@ -325,20 +298,25 @@ def fitting(forecast: Forecast, budget: float) -> Prediction:
             "score"
         ],
         "score tables and plan": least.driver["aggregate"] + least.driver["prune"],
+        "other criteria": parts["criteria"],
         "measuring what cutting each group costs": parts["losses"],
         **({"further rounds": parts["rounds"]} if least.work["rounds"] else {}),
+        "searching for the size": parts["search"],
         f"repairing and evaluating {len(forecast.repaired)} networks": parts["evaluate"],
+        "timing networks": parts["latency"],
     }
     raise JobError(
         f"--budget: {duration(budget)} is too short; {fewest} permutations per image, the fewest, "
         f"are predicted to take {duration(least.seconds(n_workers))} with {n_workers} "
         f"worker{'s' * (n_workers > 1)}: "
-        + ", ".join(f"{name} {duration(seconds)}" for name, seconds in listed.items())
+        + ", ".join(f"{name} {duration(seconds)}" for name, seconds in listed.items() if seconds)
         + ". Give more time, or lower "
-        + "prune.rounds, " * (forecast.planned.setup.job.prune.rounds > 1)
+        + "prune.rounds, " * (prune.rounds > 1)
         + f"data.calibration.limit "
         f"({len(forecast.planned.setup.calibration)} images), score.exact_max_players "
-        f"({score.exact_max_players}), or what prune.curve and prune.random_seeds have measured"
-        + f", or prune.distill.steps ({prune.distill.steps})"
+        f"({score.exact_max_players}), "
+        + f"prune.distill.steps ({prune.distill.steps}), "
         * ("distill" in prune.repair)
+        + "or what prune.criteria, prune.curve, prune.random_seeds and prune.repair have measured "
+        "and done"
     )

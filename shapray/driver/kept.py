@@ -16,6 +16,7 @@ from shapray.inputs.digest import digest
 from shapray.pruning.curve import losses_table
 from shapray.pruning.cuts import Losses
 from shapray.pruning.ranking import Ranking
+from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import LOSSES
 
@@ -83,8 +84,8 @@ class KeptLosses:
     def __init__(self, store: RunDirectory, made_of: str) -> None:
         self.store, self.made_of = store, made_of
         self._known: dict[str, list[float]] = {}
-        for folder in ("prune", *(f"prune/{name}" for name in store.folders("prune"))):
-            table = table_if_sound(store, f"{folder}/group_losses.parquet")
+        for cut in (None, *store.folders(names.CUTS)):
+            table = table_if_sound(store, f"{names.folder_of(cut)}/{names.LOSSES}")
             if table is not None and table.schema.equals(LOSSES):
                 self._add(table)
 
@@ -124,4 +125,4 @@ class KeptLosses:
         }
         schema = LOSSES.with_metadata({_MADE_OF: json.dumps(made)})
         table = losses_table(ranked, losses)
-        self.store.publish_table(f"{folder}/group_losses.parquet", [table], schema)
+        self.store.publish_table(f"{folder}/{names.LOSSES}", [table], schema)

@@ -16,6 +16,7 @@ from shapray.credentials import HIDDEN, recordable, without_credentials
 from shapray.driver.plan import Plan
 from shapray.errors import JobError, StorageError
 from shapray.inputs.digest import digest
+from shapray.storage import names
 from shapray.storage.claim import Claim, ClaimLost
 from shapray.storage.run_directory import RunDirectory
 
@@ -48,7 +49,7 @@ def earlier_run(store: RunDirectory) -> Earlier | None:
         JobError: the file is damaged or is not one of this program's.
         StorageError: it cannot be read.
     """
-    found = store.read_json("run.json")
+    found = store.read_json(names.RUN)
     if found is None:
         return None
     match found:
@@ -105,7 +106,7 @@ class Record:
     def publish(self) -> None:
         """Raises ClaimLost if the run directory is another driver's by now, StorageError."""
         self.claim.check()
-        self.store.publish_json("run.json", self.content)
+        self.store.publish_json(names.RUN, self.content)
         self.published = time.monotonic()
 
     @contextlib.contextmanager

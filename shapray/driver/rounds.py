@@ -28,6 +28,7 @@ from shapray.pruning.rounds import (
     sizes_on_the_way,
 )
 from shapray.pruning.saved import read_cut
+from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.tasks import CutMade, CutTask
 
@@ -130,7 +131,7 @@ class Rounds:
     def _kept(self, number: int, origin: dict[str, Any]) -> _Made | None:
         """The same network by an earlier run, if all of it is there."""
         with contextlib.suppress(JobError):  # what is damaged is made again
-            match self._store(number).read_json("run.json"):
+            match self._store(number).read_json(names.RUN):
                 case {"made_of": made_of, "fingerprint_parts": {"model.weights": weights}}:
                     if made_of == origin:
                         network, removed = self._read(number)
@@ -166,7 +167,7 @@ class Rounds:
 
         with record.stage("prune"):
             fingerprint = record.content["fingerprint"]
-            cutting = Cutting(crew, planned, planned.chooser, "prune", stop, fingerprint)
+            cutting = Cutting(crew, planned, planned.chooser, names.CUTS, stop, fingerprint)
             [own], losses = cutting.ranked_anew()
         own = of_the_whole(own, self._n_units, made.removed)
         return Decision(number, planned.chooser, own, losses), record.content["fingerprint"]

@@ -16,6 +16,7 @@ from shapray.driver.record import Record
 from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import inspect_tasks, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
@@ -38,7 +39,7 @@ def scored(
     store = planned.setup.store
     with record.stage("plan"):
         table = groups_table(planned.groups, planned.tail_macs)
-        store.publish_table("groups.parquet", [table], GROUPS)
+        store.publish_table(names.GROUPS, [table], GROUPS)
         publish_columns(store, [group.name for group in planned.setup.groups])
     tasks = score_tasks(planned, n_active, precision, record.content["fingerprint"])
     _score(crew, planned, tasks, record)
@@ -166,11 +167,11 @@ def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary
         store = planned.setup.store
         scores = with_kept_criteria(
             pa.concat_tables([scores for scores, _ in tables]),
-            table_if_sound(store, "scores.parquet"),
+            table_if_sound(store, names.SCORES),
             made_of(record.content["fingerprint"], planned.setup.job.cluster),
         )
-        store.publish_table("scores.parquet", [scores], scores.schema)
+        store.publish_table(names.SCORES, [scores], scores.schema)
         if planned.setup.calibration.labels is not None:
             classes = [by_class for _, by_class in tables]
-            store.publish_table("class_scores.parquet", classes, CLASS_SCORES)
+            store.publish_table(names.CLASS_SCORES, classes, CLASS_SCORES)
     return totals

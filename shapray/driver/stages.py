@@ -17,6 +17,7 @@ from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.rounds import Rounds
 from shapray.driver.scoring import inspected, nothing_failed, scored, stop_if_failed
 from shapray.errors import JobError, StorageError
+from shapray.storage import names
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.tasks import PrecisionTask
@@ -99,7 +100,7 @@ def _cutting(crew: Crew, planned: Plan, record: Record) -> Cutting:
     def stop(stage: str, failures: list[Failure]) -> None:
         stop_if_failed(stage, failures, record)
 
-    return Cutting(crew, planned, planned.chooser, "prune", stop, record.content["fingerprint"])
+    return Cutting(crew, planned, planned.chooser, names.CUTS, stop, record.content["fingerprint"])
 
 
 def _cut(rounds: Rounds) -> dict[str, Any]:

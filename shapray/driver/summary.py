@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shapray.driver.plan import Plan
+from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 
 _SHOWN = (
@@ -99,8 +100,8 @@ def show_all(console: Console, store: RunDirectory) -> None:
         table.add_column(
             title, justify="left" if title in ("cut", "criterion", "repair") else "right"
         )
-    for name in ("", *store.folders("prune")):
-        metrics = store.read_json(f"prune/{name}/metrics.json" if name else "prune/metrics.json")
+    for name in (None, *store.folders(names.CUTS)):
+        metrics = store.read_json(f"{names.folder_of(name)}/{names.METRICS}")
         if metrics is None or "repair" not in metrics:
             continue
         after, n_rounds = metrics["after"], metrics.get("rounds", 1)  # version 0.3 knew but one

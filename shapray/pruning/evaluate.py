@@ -13,6 +13,7 @@ from shapray.network.multiply_adds import MultiplyAdds
 
 Interval = tuple[float, float]
 Z = NormalDist().inv_cdf(0.975)  # of 95 % intervals
+IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
 TOP = 5  # of `top5`; says something where there are more classes
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shapray.network.check import disagreement
 from shapray.pruning.saved import weights_bytes
+from shapray.storage import names
 from shapray.text import one_line
 
 TOLERANCE = 1e-5  # of the largest output, between a file and the network that it was made of
@@ -60,7 +61,7 @@ def exports(network: nn.Module, images: Tensor, formats: Sequence[str]) -> Expor
         source = _Source(copy.deepcopy(network), torch.zeros_like(images[:1]))
         for name in formats:
             try:
-                made.files[f"model.{name}"] = _proved(_FORMATS[name], source, images)
+                made.files[names.of_network(name)] = _proved(_FORMATS[name], source, images)
             except _Refused as error:
                 made.refused[name] = str(error)
     return made

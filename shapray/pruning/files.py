@@ -10,6 +10,7 @@ from shapray.network.index_maps import kept_channels
 from shapray.pruning.compressed import Compressed
 from shapray.pruning.cuts import Cut, plan_json
 from shapray.pruning.export import exports
+from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 
 N_COMPARED = 4  # images on which a file read back is compared with the network
@@ -45,7 +46,8 @@ def publish(
     for name, content in found.files.items():
         store.publish(f"{folder}/{name}", content)
     kept = kept_channels(whole, images[:1], plan.removed)
-    store.publish_json(f"{folder}/plan.json", plan_json(plan, groups, kept, made.dropped))
+    store.publish_json(f"{folder}/{names.PLAN}", plan_json(plan, groups, kept, made.dropped))
     return tuple(
-        f"{folder}/model.{name} is not written: {reason}" for name, reason in found.refused.items()
+        f"{folder}/{names.of_network(name)} is not written: {reason}"
+        for name, reason in found.refused.items()
     )

@@ -19,10 +19,9 @@ from shapray.network.group import n_root_units
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import apply_settings
 from shapray.pruning.cuts import PLAN_FORMAT
+from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import one_line, some
-
-RUN = "run.json"
 
 _Count = Annotated[int, Field(strict=True, gt=0)]
 _Unit = Annotated[int, Field(strict=True, ge=0)]
@@ -104,12 +103,16 @@ def load_pruned(
         StorageError: a file is there and cannot be read.
     """
     store = RunDirectory(os.fspath(run_dir))
-    run = _parsed(store, RUN, _read(store, RUN, "is this the output folder of a run?"), _Run)
-    hint, folder = _why_missing(run), "prune"
+    run = _parsed(
+        store, names.RUN, _read(store, names.RUN, "is this the output folder of a run?"), _Run
+    )
+    hint, folder = _why_missing(run), names.folder_of(name)
     if name is not None:
-        others = some(store.folders("prune")) or "none"
-        hint, folder = f"the cuts of this run are: {others}", f"prune/{name}"
-    of_plan, of_weights = f"{folder}/plan.json", f"{folder}/model.safetensors"
+        others = some(store.folders(names.CUTS)) or "none"
+        hint = f"the cuts of this run are: {others}"
+    of_plan, of_weights = (
+        f"{folder}/{file}" for file in (names.PLAN, names.of_network("safetensors"))
+    )
     plan = _parsed(store, of_plan, _read(store, of_plan, hint), _Plan)
     state = _tensors(store, of_weights, _read(store, of_weights, hint))
     section = _with_arguments(store, run.job.model, kwargs or {})
@@ -118,7 +121,7 @@ def load_pruned(
         model = build_model(section, example=example)
     except JobError as error:
         raise JobError(
-            without_credentials(f"{store.shown}/{RUN}: its network cannot be built: {error}")
+            without_credentials(f"{store.shown}/{names.RUN}: its network cannot be built: {error}")
         ) from error
     pruned = _cut(f"{store.shown}/{of_plan}", model, section.factory, plan, example)
     _fill(f"{store.shown}/{of_weights}", pruned, state, section.factory)
@@ -192,7 +195,7 @@ def _with_arguments(store: RunDirectory, model: Model, given: Mapping[str, Any])
     if lost:
         example = ", ".join(f"'{name}': ..." for name in lost)
         raise JobError(
-            f"{store.shown}/{RUN} does not hold all that {model.factory} was called with: "
+            f"{store.shown}/{names.RUN} does not hold all that {model.factory} was called with: "
             f"{', '.join(f'model.kwargs.{name}' for name in lost)} could be a credential, or is "
             "nothing that JSON keeps, and was not written down; give it again: "
             f"load_pruned('{store.shown}', kwargs={{{example}}})"
@@ -215,8 +218,8 @@ def _example(store: RunDirectory, run: _Run) -> Tensor:
         return torch.zeros(run.example_shape)
     except RuntimeError as error:  # more than the memory holds
         raise JobError(
-            f"{store.shown}/{RUN}: no image of the shape {run.example_shape}, its example_shape, "
-            "can be made"
+            f"{store.shown}/{names.RUN}: no image of the shape {run.example_shape}, its "
+            "example_shape, can be made"
         ) from error
 
 

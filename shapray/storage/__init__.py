@@ -3,7 +3,7 @@
 Imports `errors`, `credentials` (nothing secret is shown) and `text` (numbers in words). Start with
 `schemas`, every table's columns.
 
-`run_directory` publishes and reads files, with the patience of `retry`; `shards` says where the
-per-image tables lie and which may be used; `aggregate` sums them up; `claim` holds the directory
-for one driver.
+`names` says what files are called; `run_directory` publishes and reads them, with the patience of
+`retry`; `shards` says where the per-image tables lie and which may be used; `aggregate` sums them
+up; `claim` holds the directory for one driver.
 """

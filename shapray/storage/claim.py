@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from shapray.errors import JobError, StorageError
+from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 
 CLAIM = "claim.json"
@@ -193,7 +194,7 @@ def claimed(store: RunDirectory) -> Iterator[Claim]:
 
 def _holds_a_run(store: RunDirectory) -> bool:
     with contextlib.suppress(StorageError):
-        return store.read("run.json") is not None
+        return store.read(names.RUN) is not None
     return False
 
 

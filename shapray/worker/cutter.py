@@ -16,7 +16,7 @@ from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.criteria.inputs import AsScored
 from shapray.pruning.cuts import Cut
-from shapray.pruning.evaluate import count_macs, joined, tally
+from shapray.pruning.evaluate import IMAGES_AT_ONCE, count_macs, joined, tally
 from shapray.pruning.files import N_COMPARED, publish
 from shapray.pruning.latency import bearable_batch, compared_latency
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
@@ -37,7 +37,6 @@ from shapray.worker.tasks import (
     Setup,
 )
 
-IMAGES_AT_ONCE = 64  # of a forward pass of the whole network
 IMAGES_SHARE = 0.25  # of the memory, for calibration images that are kept
 NORM_SHARE = 0.25  # of it, for what all images make of one layer
 

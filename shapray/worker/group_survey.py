@@ -16,6 +16,7 @@ from shapray.network.group import Group
 from shapray.shapley.estimators import MAX_EXACT_PLAYERS, Estimate, estimate, is_exact
 from shapray.shapley.pairs import Pairs, in_pairs
 from shapray.shapley.permutations import Permutations
+from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import CLASS_SCORES, SCORES
@@ -259,8 +260,8 @@ class GroupSurvey:
             shard = read_shard(store, group.name, group.n_units, 0, ids, "")
             scores, classes = aggregate_group(group.name, group.n_units, [shard])
             sizes[1:] = [
-                store.publish_table("scores.parquet", [scores], SCORES),
-                store.publish_table("class_scores.parquet", [classes], CLASS_SCORES),
+                store.publish_table(names.SCORES, [scores], SCORES),
+                store.publish_table(names.CLASS_SCORES, [classes], CLASS_SCORES),
             ]
 
         try:

@@ -16,7 +16,7 @@ from shapray.engine.precision import choose_precision
 from shapray.engine.trace import fold
 from shapray.network.consumers import count_active
 from shapray.network.surgery import prune_model
-from shapray.pruning.evaluate import count_macs, tally
+from shapray.pruning.evaluate import IMAGES_AT_ONCE, count_macs, tally
 from shapray.worker.costs import Survey
 from shapray.worker.group_survey import Counted, GroupSurvey
 from shapray.worker.stopwatch import Stopwatch
@@ -24,7 +24,6 @@ from shapray.worker.tasks import Setup
 
 COUNTED_MACS = 2e11  # of forward passes that count active units
 COUNTED_IMAGES = (16, 1000)  # at least and at most, if there are as many
-FORWARD_IMAGES = 64  # at once
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Surveyor:
         """
         chosen, images, load = self._read()
         start = self.stopwatch.now()
-        parts = images.split(FORWARD_IMAGES)
+        parts = images.split(IMAGES_AT_ONCE)
         n_active = np.concatenate(
             [count_active(self.setup.model, self.setup.groups, part) for part in parts]
         )

@@ -8,8 +8,9 @@ import torch
 
 from shapray.engine.score import Scorer, score_images
 from shapray.network.consumers import count_active
+from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.storage.shards import publish_shard
-from shapray.worker.cutter import IMAGES_AT_ONCE, Cutter
+from shapray.worker.cutter import Cutter
 from shapray.worker.rows import shard_table
 from shapray.worker.tasks import (
     CriterionScores,

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 import ray
 from rich.console import Console
-from tiny import start_ray, write_job
+from tiny import SCORED, start_ray, write_job
 
 from shapray.cluster.metrics import NAMES, Metrics
 from shapray.cluster.ray_pool import RayPool
@@ -57,7 +57,7 @@ def scrape_until(endpoint, key, value):
 
 def test_a_runs_metrics_are_exported(endpoint, tmp_path):
     output = tmp_path / "out"
-    assert main([str(write_job(tmp_path, score__permutations=2))]) == 0
+    assert main([str(write_job(tmp_path, score__permutations=2)), *SCORED]) == 0
     n_shards = len(list(output.glob("shards/*/*.parquet")))
     scrape_until(endpoint, ("shapray_tasks_done_total", "score"), n_shards)
     scrape_until(endpoint, ("shapray_tasks_total", "score"), n_shards)
@@ -89,7 +89,7 @@ def test_the_record_tells_while_tasks_are_done(in_process, tmp_path, monkeypatch
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        assert main([str(job)]) == 0
+        assert main([str(job), *SCORED]) == 0
     finally:
         over.set()
         watcher.join()

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import write_job
+from tiny import SCORED, write_job
 
 from shapray.cluster.needs import workers_here
-from shapray.config import load_job
+from shapray.config import Prune, load_job
+from shapray.driver.cutting_costs import CuttingCosts
 from shapray.driver.forecast import Forecast, fitting, make_forecast, makespan
 from shapray.driver.preview import parse_time
 from shapray.driver.tasks import evaluated_slices
@@ -116,8 +117,8 @@ def test_a_budget_that_nothing_fits_names_the_numbers(tmp_path, memory, capsys):
 
 def test_a_budget_of_a_begun_run_keeps_its_permutations(tmp_path, memory, capsys):
     job = str(write_job(tmp_path, output=OUTPUT))
-    assert main([job, "score.permutations=4"]) == 0
-    assert main([job, "--budget", "1h"]) == 0
+    assert main([job, "score.permutations=4", *SCORED]) == 0
+    assert main([job, "--budget", "1h", *SCORED]) == 0
     assert "begun with 4 permutations" in capsys.readouterr().out
     assert memory.read_json("run.json")["job"]["score"]["permutations"] == 4
 
@@ -206,11 +207,65 @@ def test_on_a_cluster_its_workers_are_timed_and_counted(shared_ray, tmp_path, mo
     assert forecast.survey.n_active.shape == (24, 1)
 
 
+def costs(forecast, **settings):
+    """Of what comes behind the scores, with other settings of the section `prune`."""
+    job = forecast.planned.setup.job
+    prune = Prune(**{"criteria": [], "repair": []} | settings)
+    setup = replace(forecast.planned.setup, job=job.model_copy(update={"prune": prune}))
+    return CuttingCosts(replace(forecast.planned, setup=setup), forecast.survey)
+
+
+def seconds(parts):
+    return sum(prepare + tasks.sum() for prepare, tasks in parts)
+
+
+def test_criteria_repairs_and_searches_have_their_price(forecast):
+    forward, n_images = forecast.survey.forward, 24
+
+    def criteria(*names):
+        return seconds(costs(forecast, criteria=names).criteria())
+
+    assert criteria() == criteria("l1_norm") == criteria("random", "mean") == 0
+    assert criteria("taylor") == pytest.approx(3 * n_images * forward)
+    assert criteria("taylor", "apoz") == pytest.approx(4 * n_images * forward)
+    coalitions = sum(
+        of.image + n * forecast.survey.groups[group.name].coalition
+        for group, n in zip(
+            forecast.planned.setup.groups, forecast.survey.n_active.mean(0), strict=True
+        )
+        for of in [forecast.survey.groups[group.name]]
+    )
+    assert criteria("leave_one_out") == pytest.approx(n_images * coalitions)
+    assert criteria("obs") > 10 * n_images * forward
+
+    assert costs(forecast).repair(24) == 0
+    few, many = (
+        costs(forecast, repair="distill", distill={"steps": n}).repair(24) for n in (10, 110)
+    )
+    assert many - few == pytest.approx(100 * 20 * 4 * forward)
+    repairs = [{"repair": "least_squares"}, {"repair": "least_squares", "curve": [0.5]}]
+    one, two = (seconds(costs(forecast, ratio=0.3, **asked).evaluation()) for asked in repairs)
+    assert two - one > costs(forecast, repair="least_squares").repair(24) > 0
+
+    assert costs(forecast, macs=0.5).search() == []
+    searched = seconds(costs(forecast, min_accuracy=0.5, repair="least_squares").search())
+    assert searched > 8 * costs(forecast, repair="least_squares").repair(20)
+    fast, plain = (seconds(costs(forecast, **{key: 0.5}).latency()) for key in ("latency", "macs"))
+    assert plain >= 4
+    assert fast > plain + 4 * 8
+
+
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 def test_a_plan_without_losses_to_measure(tmp_path, capsys, allocation):
     job = str(write_job(tmp_path))
-    assert main([job, "--plan", f"prune.allocation={allocation}"]) == 0
-    assert "losses" not in capsys.readouterr().out
+    asked = [f"prune.allocation={allocation}", "prune.criteria=[apoz]"]
+    assert main([job, "--plan", *asked]) == 0
+    said = capsys.readouterr().out
+    assert "losses" not in said
+    assert "search" not in said
+    assert {"criteria", "evaluate", "latency"} <= {
+        line.split()[0] for line in said.splitlines() if line.split()
+    }
 
 
 def test_a_plan_of_several_rounds_says_the_most_that_they_take(tmp_path, memory, capsys, forecast):

@@ -1,7 +1,8 @@
 """What the tests of the saved network share."""
 
 import pytest
-from saved_run import EXAMPLE, FACTORIES, REMOVED, digits
+from cut_digits import EXAMPLE, REMOVED, digits
+from saved_run import FACTORIES
 
 from shapray.network.surgery import prune_model
 

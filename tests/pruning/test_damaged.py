@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from saved_run import REMOVED, files, write_run
+from cut_digits import REMOVED
+from saved_run import files, write_run
 from torch import nn
 
 from shapray import load_pruned

@@ -4,8 +4,9 @@ from importlib import import_module
 
 import pytest
 import torch
+from cut_digits import EXAMPLE, REMOVED, SIZES, digits, images
 from faulty_s3 import BUCKET, faulty_s3
-from saved_run import EXAMPLE, REMOVED, SIZES, digits, files, images, write_run
+from saved_run import files, write_run
 from tiny import write_job
 from torch import nn
 
@@ -122,7 +123,7 @@ def test_the_factory_is_called_as_in_the_run(tmp_path, factories, capsys):
             "kwargs": {"pool_key": "max", "api_key": "sEcReT"},
         },
         score={"permutations": 2, "precision": "float32"},
-        prune={"random_seeds": [], "ratio": 0.3},
+        prune={"random_seeds": [], "ratio": 0.3, "export": []},
         output=url,
     )
     assert main([str(job)]) == 0

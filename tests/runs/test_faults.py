@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from ray_nodes import ray_head
-from tiny import actors, image_folder, results, shards, start, wait_for_shards, write_job
+from tiny import SCORED, actors, image_folder, results, shards, start, wait_for_shards, write_job
 
 from shapray.config import load_job
 from shapray.inputs.images import open_images
@@ -157,7 +157,7 @@ def test_an_image_that_breaks_after_planning(in_process, tmp_path, capsys):
     before = shards(output)
 
     (images / chosen).write_bytes(whole)
-    assert main([job]) == 0
+    assert main([job, *SCORED]) == 0
     assert before.items() <= shards(output).items()
     assert json.loads((output / "run.json").read_text())["failures"] == []
 
@@ -168,7 +168,7 @@ def test_batches_shrink_until_they_fit_into_memory(tmp_path):
         output = f"memory://{tmp_path.name}/{limit}"
         network = {"factory": "tiny:Crowded", "kwargs": {"limit": limit}}
         job = write_job(tmp_path, model=network, output=output, score__exact_max_players=8)
-        assert main([str(job)]) == 0
+        assert main([str(job), *SCORED]) == 0
         tables.append(RunDirectory(output).read_table("scores.parquet").to_pandas())
     assert len(tiny.OUT_OF_MEMORY) > 0
     roomy, crowded = tables

@@ -7,7 +7,7 @@ import signal
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import results, shards, start, wait_for_shards, write_job
+from tiny import SCORED, results, shards, start, wait_for_shards, write_job
 
 from shapray.engine import precision
 from shapray.run import main
@@ -27,14 +27,14 @@ def copied(finished, tmp_path):
 
 def test_a_second_run_computes_nothing_again(copied, tmp_path, capsys):
     before = shards(copied)
-    assert main([str(write_job(tmp_path)), "prune.ratio=0.3"]) == 0
+    assert main([str(write_job(tmp_path)), "prune.ratio=0.3", *SCORED]) == 0
     assert shards(copied) == before
     assert f"{len(before)} of {len(before)} shards are there already" in capsys.readouterr().out
 
 
 def test_another_pruning_needs_no_new_scores(tmp_path):
     job = str(write_job(tmp_path, score__groups=["conv1"]))
-    assert main([job]) == 0
+    assert main([job, *SCORED]) == 0
     before = shards(tmp_path / "out")
     assert main([job, "prune.ratio=0.5", "prune.curve=[]", "prune.random_seeds=[]"]) == 0
     assert shards(tmp_path / "out") == before
@@ -153,10 +153,16 @@ def test_a_killed_run_goes_on_where_it_was(finished, tmp_path):
 
 def test_a_measured_precision_is_recorded_and_kept(tmp_path, monkeypatch, capsys):
     output = f"memory://{tmp_path.name}"
-    job = str(write_job(tmp_path, output=output, score__precision="auto"))
+    job = write_job(
+        tmp_path,
+        output=output,
+        score={"precision": "auto", "groups": ["conv3"], "permutations": 2},
+        data__calibration__limit=8,
+    )
+    command = [str(job), *SCORED]
     store = RunDirectory(output)
     monkeypatch.setattr(precision, "MUCH_FASTER", math.inf)  # so bfloat16, whatever is measured
-    assert main([job]) == 0
+    assert main(command) == 0
     assert store.read_json("run.json")["precision"] == "bfloat16"
     assert store.read_json("run.json")["job"]["score"]["precision"] == "auto"
     lost, *others = sorted(list_shards(store))
@@ -165,10 +171,10 @@ def test_a_measured_precision_is_recorded_and_kept(tmp_path, monkeypatch, capsys
     capsys.readouterr()
 
     monkeypatch.setattr(precision, "MUCH_FASTER", 0.0)  # so float32, if it were measured again
-    assert main([job]) == 0
+    assert main(command) == 0
     assert f"{len(others)} of {len(others) + 1} shards are there already" in capsys.readouterr().out
     assert store.read_json("run.json")["precision"] == "bfloat16"
     assert store.read_table(lost).equals(before)
-    assert main([job, "score.precision=bfloat16"]) == 0  # the same, said by the user
-    assert main([job, "score.precision=float32"]) == 2
+    assert main([*command, "score.precision=bfloat16"]) == 0  # the same, said by the user
+    assert main([*command, "score.precision=float32"]) == 2
     assert "score.precision: bfloat16 there, float32 here" in capsys.readouterr().err

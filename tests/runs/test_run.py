@@ -67,13 +67,14 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
     assert after["multiply_adds"] < before["multiply_adds"]
     assert after["top1_low"] < after["top1"] <= after["top1_high"]
     assert len(before["per_class"]) == len(after["per_class"]) == 10
-    assert [found["seed"] for found in metrics["random"]] == [0, 1, 2]
+    assert [found["seed"] for found in metrics["random"]] == [0, 1]
     for found in metrics["random"]:  # cut to the same multiply-adds
-        assert found["multiply_adds"] <= after["multiply_adds"]
+        assert found["multiply_adds"] <= 1.005 * after["multiply_adds"]
     assert metrics["criteria"] == []
     assert metrics["cut"]["multiply_adds"] == after["multiply_adds"]
     assert metrics["cut"]["loss"] > after["loss"] > before["loss"]
     saved = safetensors.torch.load_file(finished / "prune/model.safetensors")
+    assert (finished / "prune/model.pt2").exists()
     network = load_pruned(str(finished))
     assert sum(p.numel() for p in network.parameters()) == after["parameters"]
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
@@ -88,7 +89,7 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
     assert found == {("whole", "none", None, None), ("shapley", "none", 0.3, None)} | {
         (criterion, "least_squares", size, seed)
         for size in (0.3, 0.5)
-        for criterion, seed in [("shapley", None), ("random", 0), ("random", 1), ("random", 2)]
+        for criterion, seed in [("shapley", None), ("random", 0), ("random", 1)]
     }
     assert [row["multiply_adds"] for row in curve] == sorted(
         (row["multiply_adds"] for row in curve), reverse=True

@@ -24,6 +24,8 @@ QUICKSTART = [
     "data.evaluation.limit=60",
     "score.precision=float32",
     "cluster.device=cpu",
+    "prune.criteria=[]",
+    "prune.curve=[]",
 ]
 LONG = ["score.permutations=64", "cluster.images_per_task=1"]  # 96 tasks, seconds of work
 
