@@ -170,6 +170,9 @@ class Forecast:
                 "criteria": cutting.criteria(),
                 "losses": cutting.losses(self.n_rankings),
                 "rounds": n_further * [*score, *cutting.between()],
+                "search": cutting.search(),
+                "evaluate": cutting.evaluation(),
+                "latency": cutting.latency(),
             },
         )
 
