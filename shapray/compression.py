@@ -77,7 +77,8 @@ def plan(
         **settings: keys of the job file's `prune` section that choose units, by their names:
             `macs` or `parameters` instead of a ratio, `allocation` ("measured" with a network and
             images, else "global", unless told otherwise) and for it `repair` (what will be done
-            afterwards), `rank_by`, `per_multiply_add`, `min_units`, `round_to`, `protect`.
+            afterwards), `rank_by` ("mean_abs" without them), `per_multiply_add`, `min_units`,
+            `round_to`, `protect`.
     Returns:
         group -> units to remove, ascending; every scored group, some with none.
     Raises:
@@ -85,7 +86,9 @@ def plan(
     """
     _known(settings, CHOOSING)
     given = settings | ({} if ratio is None else {"ratio": ratio})
-    given = {"allocation": "global" if model is None or images is None else "measured"} | given
+    by_scores_alone = {"allocation": "global", "rank_by": "mean_abs"}
+    without = model is None or images is None
+    given = (by_scores_alone if without else {"allocation": "measured"}) | given
     asked = section_of(Prune, given | {"criteria": []})
     key, share = asked.target
     by_rank = key == "ratio" and asked.allocation != "measured" and not asked.per_multiply_add

@@ -247,9 +247,16 @@ def test_empty_sections_inside_others(load):
         ("prune.criterion=shapley", "prune.criterion: unknown key; known here: macs, parameters"),
         ("scores.seed=1", "scores: unknown key; known here: name, model, data, score"),
         ("score.value=loss", "score.value: expected one of neg_cross_entropy, .*found 'loss'"),
-        ("prune.rank_by=size", r"rank_by\.0: expected mean, mean_abs, .*l1_norm, .*found 'size'"),
+        (
+            "prune.rank_by=size",
+            r"rank_by\.0: expected auto, mean, mean_abs, .*l1_norm, .*found 'size'",
+        ),
         ("prune.rank_by=[]", r"rank_by is \[\]; name one criterion or several"),
-        ("prune.rank_by=[random, mean]", "rank_by is .*; name one criterion or several"),
+        (
+            "prune.rank_by=[random, mean]",
+            "rank_by is .*; name one criterion or several, and random",
+        ),
+        ("prune.rank_by=[obs, auto]", "rank_by is .*; name one criterion or several, and auto by"),
         ("prune.criteria=[taylor, taylor]", "criteria has an entry twice"),
         (
             "prune.repair=[finetune]",

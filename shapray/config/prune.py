@@ -35,6 +35,7 @@ CRITERIA = (
 )
 IN_ROUNDS = ("macs", "parameters", "ratio")  # targets that a network can come to step by step
 FORMATS = ("pt2", "onnx")  # beside safetensors
+AUTO = "auto"  # the order that has been found best for what is done after the cut
 REPAIRS = ("batchnorm", "least_squares", "distill")
 SHAPLEY = re.compile(
     r"(?P<score>mean|mean_abs)( *\+ *(?P<times>\d+(\.\d+)?) *\* *(?P<spread>std|standard_error))?"
@@ -46,13 +47,13 @@ def _is_ranking(name: str) -> bool:
     return name in CRITERIA or SHAPLEY.fullmatch(name) is not None
 
 
-Ranking = Annotated[
+_RANKINGS = "mean, mean_abs, either with + NUMBER*std or + NUMBER*standard_error, or one of " + (
+    ", ".join(CRITERIA)
+)
+Ranking = Annotated[str, such(f"expected {_RANKINGS}", _is_ranking)]
+Own = Annotated[
     str,
-    such(
-        "expected mean, mean_abs, either with + NUMBER*std or + NUMBER*standard_error, or one of "
-        + ", ".join(CRITERIA),
-        _is_ranking,
-    ),
+    such(f"expected {AUTO}, {_RANKINGS}", lambda name: name == AUTO or _is_ranking(name)),
 ]
 Format = Annotated[str, such(f"expected one of {', '.join(FORMATS)}", FORMATS.__contains__)]
 Repair = Annotated[str, such(f"expected one of {', '.join(REPAIRS)}", REPAIRS.__contains__)]
@@ -83,7 +84,7 @@ class Prune(Section):
     min_accuracy: SomeShare | None = None
     rounds: Count = 1
     allocation: Literal["measured", "global", "uniform"] = "measured"
-    rank_by: Annotated[tuple[Ranking, ...], BeforeValidator(_listed)] = ("mean_abs",)
+    rank_by: Annotated[tuple[Own, ...], BeforeValidator(_listed)] = (AUTO,)
     per_multiply_add: bool = False
     criteria: Annotated[tuple[Ranking, ...], BeforeValidator(_listed)] = ("random",)
     random_seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -125,8 +126,12 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Prune":
-        if not self.rank_by or ("random" in self.rank_by and len(self.rank_by) > 1):
-            raise ValueError(f"rank_by is {list(self.rank_by)}; name one criterion or several")
+        alone = {"random", AUTO} & set(self.rank_by)
+        if not self.rank_by or (alone and len(self.rank_by) > 1):
+            raise ValueError(
+                f"rank_by is {list(self.rank_by)}; name one criterion or several"
+                + f", and {min(alone)} by itself" * bool(alone)
+            )
         if "random" in self.rank_by and not self.random_seeds:
             raise ValueError("rank_by is random, and random_seeds is empty; its first is the seed")
         order = sorted(self.repair, key=REPAIRS.index)

@@ -143,7 +143,7 @@ class Cutting:
         failures = self.crew.do("criterion", tasks, receive)
         for failure in failures:
             if failure.is_job_error and failure.task.criterion not in self.prune.rank_by:
-                self.crew.console.print(f"not compared: {failure.message}")
+                self.crew.console.print(f"left out: {failure.message}")
         self.stop(
             "criterion",
             [

@@ -67,6 +67,8 @@ def _with_criteria(
             try:
                 of_groups = criterion(name, network, groups, images, labels)
             except ValueError as error:
+                if name not in asked.rank_by:
+                    continue  # of those that `auto` would take
                 raise ValueError(f"rank_by: {error}") from error
             values = np.concatenate([of_groups[group.name] for group in groups])
             table = table.append_column(name, pa.array(values, pa.float64()))

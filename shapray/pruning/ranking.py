@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from shapray.config.prune import SHAPLEY, Prune
+from shapray.config.prune import AUTO, SHAPLEY, Prune
 from shapray.pruning.criteria.at_random import draw
 
 Scores = Mapping[str, np.ndarray]  # group -> (n_units,), larger = more worth keeping
@@ -17,7 +17,7 @@ class Ranking:
     """All units by one criterion.
 
     Attributes:
-        criterion: "shapley" for the job's own by Shapley values; else what it is called in a job.
+        criterion: what it is called in a job; "shapley" stands for the job's own Shapley values.
         seed: of a random one.
         scores: the order of the groups is the mapping's.
     """
@@ -49,12 +49,12 @@ def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) 
     Raises:
         ValueError: a score is not finite (what was not measured cannot be ranked).
     """
-    own = _label(prune.rank_by)
-    asked = [(own, prune.rank_by), *((name, (name,)) for name in prune.compared)]
+    by = _own(table, prune)
+    asked = [(_label(by), by), *((name, (name,)) for name in prune.compared)]
     found: list[Ranking] = []
     for label, names in asked:
-        if not all(_is_there(table, name) for name in names):
-            continue  # a rival that says nothing of this network
+        if not all(_is_there(table, name) for name in names) or (found and names == by):
+            continue  # a rival that says nothing of this network, or is none
         seeds = prune.random_seeds if names == ("random",) else (None,)
         for seed in seeds if found else seeds[:1]:  # the job's own is one ranking
             parts = [_scores(table, name, seed) for name in names]
@@ -70,8 +70,25 @@ def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) 
 
 def needed_criteria(prune: Prune) -> list[str]:
     """The criteria beside Shapley values whose columns a job's rankings read."""
-    names = dict.fromkeys([*prune.rank_by, *prune.criteria])
+    own = _best(prune) if prune.rank_by == (AUTO,) else prune.rank_by
+    names = dict.fromkeys([*own, *prune.criteria])
     return [name for name in names if name != "random" and not SHAPLEY.fullmatch(name)]
+
+
+def _best(prune: Prune) -> tuple[str, ...]:
+    """What `auto` is. Under a repair by least squares a unit counts for what it does and for what
+    of it the others cannot do in its place; nothing else was ahead of the two together on ResNets
+    for CIFAR-10. Without, the first alone; so too where groups are compared by their units' scores,
+    since places within a group say nothing of others."""
+    repaired = "least_squares" in prune.repair and prune.allocation == "measured"
+    return ("obs", "mean_abs") if repaired else ("mean_abs",)
+
+
+def _own(table: pa.Table, prune: Prune) -> tuple[str, ...]:
+    """What the job's own ranking is by. `auto` makes do with what could be computed."""
+    if prune.rank_by != (AUTO,):
+        return prune.rank_by
+    return tuple(name for name in _best(prune) if _is_there(table, name))
 
 
 def _is_there(table: pa.Table, name: str) -> bool:

@@ -250,3 +250,25 @@ def test_a_jobs_own_ranking_is_one_and_rivals_that_cannot_be_had_are_left_out():
     columns = table({"a": np.array([1.0, 2.0])})
     prune = Prune(rank_by="random", criteria=["mean", "l1_norm"], random_seeds=[7, 8])
     assert [ranking.name for ranking in rankings(columns, prune, {})] == ["random-7", "mean"]
+
+
+# --- auto -----------------------------------------------------------------------------------------
+
+
+def test_auto_is_by_what_the_repair_leaves_to_be_missed():
+    scores = {"a": [0.1, 0.3, 0.2], "b": [0.5, 0.4]}
+    columns = table(scores, obs=[3.0, 1.0, 2.0, 1.0, 2.0])
+    [with_repair] = rankings(columns, Prune(criteria=[]), {})
+    assert with_repair.name == "obs & mean_abs"
+    named = Prune(criteria=[], rank_by=["obs", "mean_abs"])
+    assert with_repair.orders == rankings(columns, named, {})[0].orders
+    for settings in ({"repair": []}, {"repair": ["batchnorm"]}, {"allocation": "global"}):
+        [alone] = rankings(columns, Prune(criteria=[], **settings), {})
+        assert alone.name == "shapley"
+        assert needed_criteria(Prune(criteria=[], **settings)) == []
+    assert needed_criteria(Prune(criteria=[])) == ["obs"]
+
+
+def test_auto_makes_do_without_what_a_network_does_not_allow():
+    [found] = rankings(table({"a": [0.1, 0.3, 0.2]}), Prune(criteria=["mean_abs"]), {})
+    assert found.name == "shapley"  # and it is not its own rival

@@ -141,7 +141,7 @@ def test_how_many_images_are_used_is_said_where_they_do_not_all_fit(copied, caps
     ("arguments", "words"),
     [
         (["prune.rank=mean"], ["prune.rank: unknown key", "rank_by"]),
-        (["prune.rank_by=magic"], ["prune.rank_by.0: expected mean", "l1_norm", "magic"]),
+        (["prune.rank_by=magic"], ["prune.rank_by.0: expected auto, mean", "l1_norm", "magic"]),
         (["prune.repair=[magic]"], ["prune.repair.0: expected one of", "least_squares", "magic"]),
         (
             ["prune.repair=[least_squares,batchnorm]"],

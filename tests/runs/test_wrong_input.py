@@ -49,7 +49,7 @@ def test_an_unknown_key_is_named_by_the_command(tmp_path):
         (["data.evaluation.label_column=null"], ["data.evaluation", "labels"]),
         (["score.groups=[layer*]"], ["score.groups", "layer*", "conv1", "fc1"]),
         (["score.groups=[fc2]"], ["score.groups", "fc2: its units are the network's outputs"]),
-        (["prune.rank_by=magic"], ["prune.rank_by.0: expected mean", "taylor", "magic"]),
+        (["prune.rank_by=magic"], ["prune.rank_by.0: expected auto, mean", "taylor", "magic"]),
         (["prune.criteria=[random, magic]"], ["prune.criteria.1: expected mean", "magic"]),
         (["prune.repair=[magic]"], ["prune.repair.0: expected one of", "least_squares", "magic"]),
         (["prune.repair=[distill, batchnorm]"], ["done in the order ['batchnorm', 'distill']"]),
