@@ -256,7 +256,7 @@ def test_empty_sections_inside_others(load):
             "prune.rank_by=[random, mean]",
             "rank_by is .*; name one criterion or several, and random",
         ),
-        ("prune.rank_by=[obs, auto]", "rank_by is .*; name one criterion or several, and auto by"),
+        ("prune.rank_by=[obs, auto]", "rank_by is .*; name one .*, and auto by itself"),
         ("prune.criteria=[taylor, taylor]", "criteria has an entry twice"),
         (
             "prune.repair=[finetune]",
