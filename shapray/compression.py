@@ -86,9 +86,8 @@ def plan(
     """
     _known(settings, CHOOSING)
     given = settings | ({} if ratio is None else {"ratio": ratio})
-    by_scores_alone = {"allocation": "global", "rank_by": "mean_abs"}
-    without = model is None or images is None
-    given = (by_scores_alone if without else {"allocation": "measured"}) | given
+    if model is None or images is None:
+        given = {"allocation": "global", "rank_by": "mean_abs"} | given
     asked = section_of(Prune, given | {"criteria": []})
     key, share = asked.target
     by_rank = key == "ratio" and asked.allocation != "measured" and not asked.per_multiply_add

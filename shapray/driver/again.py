@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from shapray.cluster.pool import Failure
 from shapray.cluster.start import open_pool
 from shapray.config import Job, explain
 from shapray.config.load import override
@@ -21,7 +20,8 @@ from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
 from shapray.driver.record import earlier_run, now
-from shapray.errors import JobError, TasksFailed
+from shapray.driver.scoring import nothing_failed
+from shapray.errors import JobError
 from shapray.inputs.digest import digest
 from shapray.storage import names
 from shapray.storage.claim import claimed
@@ -71,11 +71,9 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     with claimed(store), open_pool(make, job.cluster, in_process=True) as pool:
         console.print(f"{job.name}: {pool.description}; files go to {store.shown}/{folder}")
         crew, fingerprint = Crew(pool, console, None), digest(earlier.parts)
-        cutting = Cutting(crew, planned, planned.chooser, folder, _stop, fingerprint)
+        cutting = Cutting(crew, planned, planned.chooser, folder, nothing_failed, fingerprint)
         cutting.check_target()
-        scores = cutting.with_criteria(store.read_table(names.SCORES))
-        ranked = cutting.ranked(scores)
-        compared = cutting.cuts(ranked, cutting.losses(ranked))
+        compared = cutting.cuts(*cutting.ranked_anew())
         facts: dict[str, Any] = {"started": started, "shapray": version("shapray")}
         metrics = cutting.measured(compared, facts)
         facts |= {"prune": job.prune.model_dump(mode="json"), "ended": now()}
@@ -119,7 +117,8 @@ def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[J
     if job.prune.rounds > 1:
         raise JobError(
             f"prune.rounds: {job.prune.rounds}; further rounds need scores of smaller networks, "
-            "and nothing is scored here; give it to python -m shapray.run, with another output"
+            "and nothing is scored here; give it to python -m shapray.run: with the same output it "
+            "reads these scores, and its cut takes the place of the run's own"
         )
     return job, n_rounds
 
@@ -137,10 +136,3 @@ def _folder(store: RunDirectory, name: str) -> str:
         n += 1
         folder = names.folder_of(f"{name}-{n}")
     return folder
-
-
-def _stop(stage: str, failures: list[Failure]) -> None:
-    for failure in sorted(failures, key=lambda failure: not failure.is_job_error):
-        if failure.is_job_error:
-            raise JobError(failure.message)
-        raise TasksFailed(f"{stage}: {failure.message}\n{failure.traceback}")

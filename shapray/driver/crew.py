@@ -41,6 +41,8 @@ class Crew:
         Returns:
             the tasks that were set aside.
         """
+        if not tasks:
+            return []
         if self.metrics is not None:
             self.metrics.start(stage, len(tasks))
         with meter(self.console, stage, len(tasks), sum(task.cost for task in tasks)) as shown:
@@ -74,6 +76,7 @@ class Crews:
         self.console = console
         self._open = contextlib.ExitStack()
         self._of: tuple[Plan, Crew] | None = None
+        self._said = set[str]()
 
     def of(self, planned: Plan) -> Crew:
         """Workers with a plan's network; those of another one end.
@@ -87,7 +90,9 @@ class Crews:
             pool = self._open.enter_context(
                 open_pool(make, setup.job.cluster, in_process=not setup.store.shared)
             )
-            self.console.print(pool.description)
+            if pool.description not in self._said:
+                self.console.print(pool.description)
+                self._said.add(pool.description)
             metrics = Metrics() if pool.on_ray else None
             self._of = planned, Crew(pool, self.console, metrics)
         return self._of[1]

@@ -74,12 +74,13 @@ class Cutting:
         """The rankings, the job's own first, and their losses, after ``scores.parquet`` has been
         given the columns that they read."""
         store = self.planned.setup.store
+        known = store.read_table(names.SCORES)
 
         def publish(scores: pa.Table) -> None:
-            store.publish_table(names.SCORES, [scores], scores.schema)
+            if scores.num_rows == known.num_rows:  # else another job's groups are there, too
+                store.publish_table(names.SCORES, [scores], scores.schema)
 
-        scores = self.with_criteria(store.read_table(names.SCORES), publish)
-        publish(scores)
+        scores = self.with_criteria(known, publish)
         ranked = self.ranked(scores)
         return ranked, self.losses(ranked)
 
@@ -322,7 +323,10 @@ class Cutting:
         """The least share of the multiply-adds that keeps what the job asks for, on a fifth of the
         calibration images that takes no part in the repair."""
         key, value = self.prune.target
-        [whole] = self._held_back([WHOLE])
+        allowed = -math.inf
+        if key == "max_loss_increase":
+            [whole] = self._held_back([WHOLE])
+            allowed = whole.tally.loss + value
         least = self.chooser.least_share("macs")
         low, high = least, 1.0  # high is kept, low is not known
         for step in range(STEPS):
@@ -341,9 +345,7 @@ class Cutting:
                 ]
             )
             keeps = (
-                found.tally.top1 >= value
-                if key == "min_accuracy"
-                else found.tally.loss - whole.tally.loss <= value
+                found.tally.top1 >= value if key == "min_accuracy" else found.tally.loss <= allowed
             )
             if keeps:
                 high = share

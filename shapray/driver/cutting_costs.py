@@ -23,6 +23,7 @@ from shapray.worker.costs import Survey
 
 # Passes of the whole network over the images that are looked at, as long as something takes.
 PASSES = {"apoz": 1, "taylor": 3, "taylor_signed": 3, "obd": 3, "jacobian": 4}  # of a criterion
+COALITIONS = {"leave_one_out": 1, "shapley_sampled": 0}  # per active unit; 0: the permutations
 GRAM_PASSES = 10  # the sums that obs needs, of all layers together
 FITTED = 30  # a repair by least squares
 RENEWED = 2  # new statistics of the BatchNorms
@@ -34,10 +35,15 @@ Part = tuple[float, np.ndarray]  # as `forecast.makespan` takes it
 
 @dataclass(frozen=True)
 class CuttingCosts:
-    """Seconds of the stages behind the scores, on a worker like the one that was timed."""
+    """Seconds of the stages behind the scores, on a worker like the one that was timed.
+
+    Attributes:
+        permutations: per image, of what is sampled.
+    """
 
     planned: Plan
     survey: Survey
+    permutations: int
 
     @property
     def prune(self) -> Prune:
@@ -53,16 +59,19 @@ class CuttingCosts:
 
     def criteria(self) -> list[Part]:
         """A task for each beside Shapley values."""
-        seconds = [self._criterion(name) for name in needed_criteria(self.prune)]
+        return self._criteria(self.prune)
+
+    def _criteria(self, prune: Prune) -> list[Part]:
+        seconds = [self._criterion(name) for name in needed_criteria(prune)]
         return [(0.0, np.array(seconds))] if seconds else []
 
     def _criterion(self, name: str) -> float:
-        if name == "leave_one_out":
-            one_by_one = 0.0
+        if name in COALITIONS:
+            an_image, each = 0.0, COALITIONS[name] or self.permutations
             for group, n_active in zip(self.groups, self.survey.n_active.mean(0).tolist()):
                 costs = self.survey.groups[group.name]
-                one_by_one += costs.image + n_active * costs.coalition
-            return self.n_images * one_by_one
+                an_image += costs.image + each * n_active * costs.coalition
+            return self.n_images * an_image
         if name == "obs":
             walks = len(self.groups) / 2 + GRAM_PASSES
             return walks * self.n_images * self.survey.forward + self._inverses()
@@ -100,7 +109,9 @@ class CuttingCosts:
         """What comes behind the scores of a further round. Its network is smaller than the one that
         was timed, nobody knows yet how much: at most this."""
         made = self.survey.network + self._closed_form(self.n_images)
-        return [*self.losses(1), (0.0, np.array([made]))]
+        looked = self.n_images * (self.survey.load + self.survey.look)
+        own = self._criteria(self.prune.model_copy(update={"criteria": ()}))
+        return [*own, *self.losses(1), (0.0, np.array([made + looked]))]
 
     def repair(self, n_images: int) -> float:
         """One network's, with so many calibration images."""
@@ -124,9 +135,9 @@ class CuttingCosts:
         if self.prune.target[0] not in SEARCHED:
             return []
         n_held_back = self.n_images // HELD_BACK
-        measured = n_held_back * (self.survey.load + self.survey.forward)
+        measured = n_held_back * (self.survey.load + self.survey.forward)  # the whole one's, too
         made = self.survey.network + self.repair(self.n_images - n_held_back)
-        return [(0.0, np.array([2 * measured + STEPS * (made + measured)]))]
+        return [(0.0, np.array([measured + STEPS * (made + measured)]))]
 
     def latency(self) -> list[Part]:
         """Networks timed beside the whole one, one after the other: what is saved at last, and

@@ -151,9 +151,10 @@ class Forecast:
         groups = tuple(self._group(column, permutations) for column in range(len(setup.groups)))
         costs = survey.groups.values()
         look = survey.load + survey.look
-        cutting = CuttingCosts(self.planned, survey)
+        cutting = CuttingCosts(self.planned, survey, permutations)
         score = [(group.prepare, group.tasks) for group in groups]
         n_further = setup.job.prune.rounds - 1
+        aggregated = len(self.slices) * sum(cost.aggregate for cost in costs)
         inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
         return Prediction(
             permutations=permutations,
@@ -161,7 +162,7 @@ class Forecast:
             driver={
                 "start": (1 + 2 * n_further) * START_SECONDS,  # workers have one network at a time
                 "plan": self.planning,
-                "aggregate": len(self.slices) * sum(cost.aggregate for cost in costs),
+                "aggregate": (1 + n_further) * aggregated,
                 "prune": survey.network,
             },
             work={
@@ -169,7 +170,7 @@ class Forecast:
                 "score": score,
                 "criteria": cutting.criteria(),
                 "losses": cutting.losses(self.n_rankings),
-                "rounds": n_further * [*score, *cutting.between()],
+                **{f"round {2 + n}": [*score, *cutting.between()] for n in range(n_further)},
                 "search": cutting.search(),
                 "evaluate": cutting.evaluation(),
                 "latency": cutting.latency(),
@@ -303,7 +304,7 @@ def fitting(forecast: Forecast, budget: float) -> Prediction:
         "score tables and plan": least.driver["aggregate"] + least.driver["prune"],
         "other criteria": parts["criteria"],
         "measuring what cutting each group costs": parts["losses"],
-        **({"further rounds": parts["rounds"]} if least.work["rounds"] else {}),
+        "further rounds": sum(parts[name] for name in parts if name.startswith("round ")),
         "searching for the size": parts["search"],
         f"repairing and evaluating {len(forecast.repaired)} networks": parts["evaluate"],
         "timing networks": parts["latency"],

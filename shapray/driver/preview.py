@@ -114,8 +114,8 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
         console.print(
             f"prune.rounds: {n_rounds}: what is left after a round is scored again, {n_rounds} "
             f"times in all; that costs at most {n_rounds} times the scoring, in time and tables, "
-            "as each network is smaller than the one before. The row 'rounds' has the most it can "
-            "be"
+            "as each network is smaller than the one before. The rows of rounds have the most it "
+            "can be"
         )
     at_most = ""
     if job.score.target_standard_error is not None:

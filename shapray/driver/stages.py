@@ -27,7 +27,8 @@ def run(job: Job, console: Console) -> None:
     """All stages of a job, in order.
 
     Raises:
-        JobError: the job or an input is wrong; nothing has been written then.
+        JobError: the job or an input is wrong; nothing has been written then, unless a further
+            round of `prune.rounds` cannot be: then what was scored is kept.
         TasksFailed: some tasks were set aside.
         StorageError, ClusterError, ClaimLost: see there.
     """

@@ -110,7 +110,7 @@ def compressed(
                 f"{learned.loss_after:.4g}"
             )
         else:
-            notes.append(
+            done.append(
                 f"distilled: {learned.steps} steps came no nearer to the whole network, and were "
                 "undone; a lower prune.distill.learning_rate may"
             )

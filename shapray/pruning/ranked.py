@@ -1,5 +1,6 @@
 """Scores to what a network is cut by, in this process: its ranking, and what each group costs."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,7 +69,8 @@ def _with_criteria(
                 of_groups = criterion(name, network, groups, images, labels)
             except ValueError as error:
                 if name not in asked.rank_by:
-                    continue  # of those that `auto` would take
+                    warnings.warn(f"left out: {error}", stacklevel=2)  # auto does without
+                    continue
                 raise ValueError(f"rank_by: {error}") from error
             values = np.concatenate([of_groups[group.name] for group in groups])
             table = table.append_column(name, pa.array(values, pa.float64()))

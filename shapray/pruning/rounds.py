@@ -33,7 +33,7 @@ def sizes_on_the_way(prune: Prune) -> list[float]:
 
 
 def check_rounds(prune: Prune, chooser: Chooser) -> None:
-    """Each round can take a unit at least.
+    """There are no more rounds than units that can go.
 
     Raises:
         ValueError: names the key and the most rounds there can be.
@@ -41,9 +41,9 @@ def check_rounds(prune: Prune, chooser: Chooser) -> None:
     most, n_groups = sum(counts[-1] for counts in chooser.choices.values()), len(chooser.n_units)
     if prune.rounds > max(1, most):
         raise ValueError(
-            f"rounds: {prune.rounds}; each takes a unit at least, and of the "
+            f"rounds: {prune.rounds}; there can be no more than units that can go, and of the "
             f"{sum(chooser.n_units.values())} units in the {n_groups} group{'s' * (n_groups > 1)} "
-            f"to score {most} can go; so there can be {max(1, most)} rounds at most"
+            f"to score {most} can go: {max(1, most)} rounds at most"
         )
 
 

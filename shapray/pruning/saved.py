@@ -145,7 +145,8 @@ def read_cut(
         JobError: a file is missing or damaged, or of another network.
         StorageError: a file is there and cannot be read.
     """
-    of_plan, of_weights, hint = "plan.json", "model.safetensors", "the network was not kept"
+    of_plan, of_weights = names.PLAN, names.of_network("safetensors")
+    hint = "the network was not kept"
     plan = _parsed(store, of_plan, _read(store, of_plan, hint), _Plan)
     state = _tensors(store, of_weights, _read(store, of_weights, hint))
     pruned = _cut(f"{store.shown}/{of_plan}", whole, factory, plan, example)

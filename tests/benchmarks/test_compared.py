@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jobs.benchmarks.compared import DEFAULT, OWN, compression, curves, difference, packed
+from jobs.benchmarks.compared import DEFAULT, OWN, REPAIRED, compression, curves, difference, packed
 from jobs.benchmarks.results import merge, read
 
 N_IMAGES = 500
@@ -49,17 +49,17 @@ def test_tables_say_which_are_better_and_which_are_not_known_to_be(tmp_path):
     rows = [
         *rows_of("whole", [-1], share=1.0, repair="whole", top1=0.95),
         *rows_of(DEFAULT, range(5)),
-        *rows_of(DEFAULT, range(5), repair="none", top1=0.2),
-        *rows_of("obs & mean_abs", range(5), top1=0.9),
+        *rows_of(REPAIRED, range(5), repair="none", top1=0.2),
+        *rows_of("obd", range(5), top1=0.9),
         *rows_of("random-0", range(5), top1=0.6),
         *rows_of("random-1", range(5), top1=0.5),
     ]
     merge(path, rows, ("network", "draw", "criterion", "repair"))
     lines = compression(path).splitlines()
     first = [line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| ")]
-    assert first[2:5] == ["obs & mean_abs", DEFAULT, "random"]
-    [other] = [line for line in lines if line.startswith("| obs & mean_abs |")]
+    assert first[2:5] == ["obd", DEFAULT, "random"]
+    [other] = [line for line in lines if line.startswith("| obd |")]
     assert "**+" in other  # clearly better than the default
     drawn = curves(read(path)[1:])
-    assert set(drawn) == {"default", "best other: obs & mean_abs", "random", "not repaired"}
+    assert set(drawn) == {"default", "best other: obd", "random", "not repaired"}
     assert 0.4 < drawn["random"][0]["top1"] < 0.7

@@ -9,7 +9,6 @@ and consistent.
 import contextlib
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,13 +39,11 @@ class Distilled:
         loss_before, loss_after: Kullback-Leibler divergence of the cut network's answers from the
             whole one's, in nats, on images made of the given ones as those that were trained on;
             the same if no nearer was come and the network has its weights of before.
-        seconds: it took.
     """
 
     steps: int
     loss_before: float
     loss_after: float
-    seconds: float
 
 
 def distill(
@@ -94,7 +91,6 @@ def distill(
     assert steps > 0
     assert not whole.training
     assert not cut.training
-    began = time.monotonic()
     random = torch.Generator().manual_seed(seed)
     if len(images) < FEWEST_IMAGES:
         raise ValueError(
@@ -130,7 +126,7 @@ def distill(
     if not loss < loss_before:  # nor where it is no number
         cut.load_state_dict(before)
         loss = loss_before
-    return Distilled(steps, loss_before, loss, time.monotonic() - began)
+    return Distilled(steps, loss_before, loss)
 
 
 def in_words(step: int, steps: int, loss: float) -> str:
