@@ -100,7 +100,7 @@ def write_job(folder: Path, **overrides) -> Path:
         },
         "score": {"exact_max_players": 6, "precision": "float32"},
         "cluster": {"workers": 2, "images_per_task": 2, "device": "cpu"},
-        "prune": {"curve": [0.5], "random_seeds": [0, 1], "export": []},
+        "prune": {"rank_by": "mean_abs", "curve": [0.5], "random_seeds": [0, 1], "export": []},
         "output": str(folder / "out"),
     }
     for key, value in overrides.items():

@@ -73,7 +73,8 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         crew, fingerprint = Crew(pool, console, None), digest(earlier.parts)
         cutting = Cutting(crew, planned, planned.chooser, folder, nothing_failed, fingerprint)
         cutting.check_target()
-        compared = cutting.cuts(*cutting.ranked_anew())
+        ranked = cutting.ranked(cutting.with_criteria(store.read_table(names.SCORES)))
+        compared = cutting.cuts(ranked, cutting.losses(ranked))
         facts: dict[str, Any] = {"started": started, "shapray": version("shapray")}
         metrics = cutting.measured(compared, facts)
         facts |= {"prune": job.prune.model_dump(mode="json"), "ended": now()}

@@ -74,13 +74,12 @@ class Cutting:
         """The rankings, the job's own first, and their losses, after ``scores.parquet`` has been
         given the columns that they read."""
         store = self.planned.setup.store
-        known = store.read_table(names.SCORES)
 
         def publish(scores: pa.Table) -> None:
-            if scores.num_rows == known.num_rows:  # else another job's groups are there, too
-                store.publish_table(names.SCORES, [scores], scores.schema)
+            store.publish_table(names.SCORES, [scores], scores.schema)
 
-        scores = self.with_criteria(known, publish)
+        scores = self.with_criteria(store.read_table(names.SCORES), publish)
+        publish(scores)
         ranked = self.ranked(scores)
         return ranked, self.losses(ranked)
 

@@ -17,7 +17,8 @@ class Ranking:
     """All units by one criterion.
 
     Attributes:
-        criterion: what it is called in a job; "shapley" stands for the job's own Shapley values.
+        criterion: what it is called in a job; "shapley" is the job's own by its Shapley values, alone
+            or as `auto` takes them.
         seed: of a random one.
         scores: the order of the groups is the mapping's.
     """
@@ -50,7 +51,8 @@ def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) 
         ValueError: a score is not finite (what was not measured cannot be ranked).
     """
     by = _own(table, prune)
-    asked = [(_label(by), by), *((name, (name,)) for name in prune.compared)]
+    label = "shapley" if prune.rank_by == (AUTO,) else _label(by)
+    asked = [(label, by), *((name, (name,)) for name in prune.compared)]
     found: list[Ranking] = []
     for label, names in asked:
         if not all(_is_there(table, name) for name in names) or (found and names == by):

@@ -197,7 +197,7 @@ def test_a_cut_that_is_stopped_says_what_is_kept(copied, capsys, monkeypatch):
     """By Ctrl-C while the cut is measured; then it is made."""
     before, measure = files(copied), cutter.Cutter.evaluate
 
-    def interrupt(self, task):
+    def interrupt(self, task, say):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cutter.Cutter, "evaluate", interrupt)
