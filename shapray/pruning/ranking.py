@@ -17,8 +17,8 @@ class Ranking:
     """All units by one criterion.
 
     Attributes:
-        criterion: what it is called in a job; "shapley" is the job's own by its Shapley values, alone
-            or as `auto` takes them.
+        criterion: what it is called in a job; "shapley" is the job's own by its Shapley values,
+            alone or as `auto` takes them.
         seed: of a random one.
         scores: the order of the groups is the mapping's.
     """
