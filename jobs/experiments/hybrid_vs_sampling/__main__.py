@@ -11,6 +11,7 @@ import argparse
 
 from jobs.benchmarks.networks import machine
 from jobs.experiments.hybrid_vs_sampling import danger, plots, tables
+from jobs.experiments.hybrid_vs_sampling.compare import comparable
 from jobs.experiments.hybrid_vs_sampling.cuts import seed_rows
 from jobs.experiments.hybrid_vs_sampling.networks import PLANS, load, one_thread
 from jobs.experiments.hybrid_vs_sampling.results import RESULTS, fill, read, write_piece
@@ -46,7 +47,7 @@ def main() -> None:
         print(machine(), flush=True)
         for name in options.networks:
             compute(name, options.what, options.seeds)
-    cuts, dangers = read(RESULTS / "cuts"), read(RESULTS / "danger")
+    cuts, dangers = comparable(read(RESULTS / "cuts")), read(RESULTS / "danger")
     for title, text in tables.everything(cuts, dangers).items():
         print(f"\n{title}\n\n{text}")
         if options.readme:

@@ -54,6 +54,14 @@ def paired(differences: Sequence[float]) -> Paired:
     )
 
 
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """The rows of networks that have at least two seeds."""
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["network"], set()).add(row["seed"])
+    return [row for row in rows if len(seeds[row["network"]]) > 1]
+
+
 def differences(rows: Iterable[Row], one: str, other: str, metric: str) -> dict[int, float]:
     """Seed -> a method's metric less another's, mean over the settings that both have.
 

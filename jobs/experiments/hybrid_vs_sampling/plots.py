@@ -11,7 +11,9 @@ from matplotlib.ticker import PercentFormatter
 
 from jobs.experiments.hybrid_vs_sampling.compare import differences, paired
 from jobs.experiments.hybrid_vs_sampling.cuts import REPAIRED_RANKING, Row
+from jobs.experiments.hybrid_vs_sampling.danger import BINS
 from jobs.experiments.hybrid_vs_sampling.networks import PLANS
+from jobs.experiments.hybrid_vs_sampling.tables import bin_of
 
 mpl.use("Agg")
 # Told apart by eyes that see few colours (Okabe and Ito 2008), and by their markers.
@@ -20,7 +22,7 @@ STYLES = {
     "sampling": ("#0072b2", "o", "sampling, equal permutations"),
     "sampling_equal_evaluations": ("#d55e00", "^", "sampling, equal evaluations"),
 }
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "black")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00")  # of the bins
 
 
 def draw(cuts: Sequence[Row], dangers: Sequence[Row], folder: Path) -> None:
@@ -34,9 +36,11 @@ def draw(cuts: Sequence[Row], dangers: Sequence[Row], folder: Path) -> None:
 def _differences(rows: Sequence[Row]) -> Figure:
     """Hybrid less each rival, mean and 95 % interval over seeds; a panel per network and repair."""
     repairs = {"none": "not repaired", "least_squares": "repaired"}
-    figure = Figure(figsize=(4.6 * len(repairs), 2.8 * len(PLANS)), layout="constrained")
-    grid = figure.subplots(len(PLANS), len(repairs), squeeze=False)
-    for line, (name, plan) in zip(grid, PLANS.items()):
+    names = [name for name in PLANS if any(row["network"] == name for row in rows)]
+    figure = Figure(figsize=(4.6 * len(repairs), 2.8 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), len(repairs), squeeze=False)
+    for line, name in zip(grid, names):
+        plan = PLANS[name]
         for axes, (repair, title) in zip(line, repairs.items()):
             places = [(n, p) for p in plan.permutations for n in plan.n_images]
             for shift, rival in zip((-0.2, 0.0, 0.2), STYLES):
@@ -58,8 +62,9 @@ def _differences(rows: Sequence[Row]) -> Figure:
             labels = [f"{n} img\n{p} perm" for n, p in places]
             axes.set_xticks(range(len(places)), labels, fontsize=7)
             axes.set_title(f"{name}, {plan.shares[0]:.0%} left, {title}", fontsize=9)
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.set_yscale("symlog", linthresh=0.02)
+            axes.set_yticks([-0.1, -0.02, -0.01, 0, 0.01, 0.02, 0.1, 0.5])
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
     figure.supylabel("accuracy of the hybrid's cut less the other's", fontsize=9)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
@@ -90,15 +95,17 @@ def _danger(rows: Sequence[Row]) -> Figure:
     for line, name in zip(grid, names):
         for axes, n_images in zip(line, sizes):
             part = [row for row in rows if (row["network"], row["n_images"]) == (name, n_images)]
-            sets = sorted({(row["least_active"], row["most_active"]) for row in part})
-            for colour, ends in zip(COLOURS, sets):
-                here = [r for r in part if (r["least_active"], r["most_active"]) == ends]
+            for colour, ends in zip(COLOURS, BINS):
+                active = f"{ends[0]}–{ends[1]}"
+                here = [row for row in part if bin_of(row) == active]
+                if not here:
+                    continue
                 prices = sorted({row["permutations"] for row in here})
                 means = [
                     np.mean([r["wrong_by_sampling"] for r in here if r["permutations"] == price])
                     for price in prices
                 ]
-                axes.plot(prices, means, "o-", color=colour, label=f"{ends[0]}–{ends[1]} active")
+                axes.plot(prices, means, "o-", color=colour, label=f"{active} active")
                 by_images = np.mean([row["wrong_by_images"] for row in here])
                 axes.axhline(by_images, color=colour, linestyle="--", linewidth=0.9)
             axes.set_xscale("log", base=2)
@@ -107,5 +114,5 @@ def _danger(rows: Sequence[Row]) -> Figure:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             if part:
                 axes.legend(fontsize=6)
-    figure.supylabel("of the units cut, those that exact values keep", fontsize=9)
+    figure.supylabel("units cut that exact values keep", fontsize=9)
     return figure

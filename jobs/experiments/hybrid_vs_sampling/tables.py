@@ -7,6 +7,7 @@ import numpy as np
 from jobs.benchmarks.results import markdown
 from jobs.experiments.hybrid_vs_sampling.compare import Paired, differences, paired
 from jobs.experiments.hybrid_vs_sampling.cuts import REPAIRED_RANKING, Row
+from jobs.experiments.hybrid_vs_sampling.danger import BINS
 from jobs.experiments.hybrid_vs_sampling.networks import PLANS
 
 RIVALS = ("random", "sampling", "sampling_equal_evaluations")
@@ -49,6 +50,7 @@ def overall(rows: Sequence[Row]) -> str:
                             repaired,
                             ranking,
                             sampler,
+                            str(len({row["seed"] for row in part})),
                             f"{_of(part, 'hybrid', 'top1'):.1%}",
                             *(_difference(part, rival, "top1") for rival in RIVALS),
                             *(_difference(part, rival, "loss") for rival in RIVALS),
@@ -61,6 +63,7 @@ def overall(rows: Sequence[Row]) -> str:
         "repaired",
         "rank by",
         "sampler",
+        "seeds",
         "hybrid's accuracy",
         *(f"accuracy: hybrid − {_words(rival)}" for rival in RIVALS),
         *(f"loss (nats): {_words(rival)} − hybrid" for rival in RIVALS),
@@ -109,11 +112,11 @@ def danger(rows: Sequence[Row]) -> str:
     lines = []
     rows = [row for row in rows if row["ranking"] == REPAIRED_RANKING]
     sets = dict.fromkeys(
-        (row["network"], _bin(row), row["n_images"]) for row in sorted(rows, key=_order)
+        (row["network"], bin_of(row), row["n_images"]) for row in sorted(rows, key=_order)
     )
     prices = sorted({(row["sampler"], row["permutations"]) for row in rows}, key=_price)
     for key in sets:
-        part = [row for row in rows if (row["network"], _bin(row), row["n_images"]) == key]
+        part = [row for row in rows if (row["network"], bin_of(row), row["n_images"]) == key]
         by_price = [
             [row for row in part if (row["sampler"], row["permutations"]) == price]
             for price in prices
@@ -180,17 +183,16 @@ def _share(rows: Sequence[Row], key: str) -> str:
     return f"{np.mean([row[key] for row in rows]):.1%}" if rows else ""
 
 
-def _bin(row: Row) -> str:
-    return f"{row['least_active']}–{row['most_active']}"
+def bin_of(row: Row) -> str:
+    """The set that a row's images are of, as BINS has it."""
+    [(low, high)] = [ends for ends in BINS if ends[0] <= row["most_active"] <= ends[1]]
+    return f"{low}–{high}"
 
 
-def _order(row: Row) -> tuple[int, int, int, int]:
-    return (
-        list(PLANS).index(row["network"]),
-        row["most_active"],
-        row["least_active"],
-        row["n_images"],
-    )
+def _order(row: Row) -> tuple[int, int, int]:
+    """Sets of one bin are together, whatever the least and the most in each group's."""
+    place = [ends[1] >= row["most_active"] for ends in BINS].index(True)
+    return list(PLANS).index(row["network"]), place, row["n_images"]
 
 
 def _price(price: tuple[str, int]) -> tuple[int, int]:
