@@ -1,4 +1,5 @@
-"""Small networks to score without installing anything else: CIFAR ResNets and a digits CNN.
+"""Small networks to score without installing anything else: CIFAR ResNets, a CNN and a VGG for
+handwritten digits.
 
 All of them can be traced by torch.fx: no control flow depends on the data.
 """
@@ -103,3 +104,39 @@ class DigitsCNN(nn.Module):
 def digits_cnn(num_classes: int = 10) -> DigitsCNN:
     """CNN for the 8x8 handwritten digits: (n, 1, 8, 8) -> (n, num_classes) logits."""
     return DigitsCNN(num_classes)
+
+
+class DigitsVGG(nn.Module):
+    """A VGG for 8x8 grey images: three pairs of 3x3 convolutions, each pair halving the image.
+
+    Source: Simonyan and Zisserman 2014, Very Deep Convolutional Networks for Large-Scale Image
+    Recognition; with BatchNorm, and one linear layer behind the convolutions.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.block1 = _pair(1, 16)
+        self.block2 = _pair(16, 32)
+        self.block3 = _pair(32, 64)
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block2(self.block1(x))  # (n, 32, 2, 2)
+        return self.fc(torch.flatten(self.block3(x), 1))
+
+
+def _pair(in_channels: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
+
+
+def digits_vgg(num_classes: int = 10) -> DigitsVGG:
+    """VGG for the 8x8 handwritten digits: (n, 1, 8, 8) -> (n, num_classes) logits."""
+    return DigitsVGG(num_classes)

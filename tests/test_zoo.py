@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from shapray import zoo
 from shapray.config import Images, Model, Transform
-from shapray.inputs.images import open_images
+from shapray.inputs.images import ImageSet, open_images
 from shapray.inputs.model import build_model
+from shapray.network.consumers import active_units
+from shapray.network.find import find_groups
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -30,6 +32,7 @@ def figures(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, fl
         (zoo.resnet20, (2, 3, 32, 32)),
         (zoo.resnet56, (2, 3, 32, 32)),
         (zoo.digits_cnn, (2, 1, 8, 8)),
+        (zoo.digits_vgg, (2, 1, 8, 8)),
     ],
 )
 def test_traces_and_gives_logits(factory, shape):
@@ -60,19 +63,26 @@ def test_cifar_figures(name, accuracy, loss):
     assert (round(found[0], 4), round(found[1], 4)) == (accuracy, loss)
 
 
-def test_shipped_digits_network():
-    """What the quickstart rests on: it is right, and its hidden layer wants both estimators."""
-    images = open_images(
+def digits(split: str) -> ImageSet:
+    return open_images(
         Images(
             source="parquet",
             path=str(ROOT / "jobs/data/digits.parquet"),
-            where={"split": "evaluation"},
+            where={"split": split},
         ),
         Transform(mode="L"),
-        "data.evaluation",
+        f"data.{split}",
     )
-    weights = ROOT / "jobs/data/digits_cnn.safetensors"
-    model = build_model(Model(factory="shapray.zoo:digits_cnn", weights=str(weights)))
+
+
+def shipped(name: str) -> nn.Module:
+    weights = ROOT / f"jobs/data/{name}.safetensors"
+    return build_model(Model(factory=f"shapray.zoo:{name}", weights=str(weights)))
+
+
+def test_shipped_digits_network():
+    """What the quickstart rests on: it is right, and its hidden layer wants both estimators."""
+    images, model = digits("evaluation"), shipped("digits_cnn")
     pixels = images.load(0, len(images))
     assert figures(model, pixels, images.labels)[0] >= 0.98
     assert model.get_submodule("conv3").out_channels == 16
@@ -84,3 +94,18 @@ def test_shipped_digits_network():
     n_active = (seen[0] > 0).sum(1)
     for limit in (12, 16):
         assert 0.05 < (n_active <= limit).double().mean() < 0.95
+
+
+def test_shipped_vgg():
+    """What the comparison of hybrid and sampling rests on: it is right, and of 64 late units most
+    are silent on most images."""
+    images, model = digits("evaluation"), shipped("digits_vgg")
+    pixels = images.load(0, len(images))
+    assert figures(model, pixels, images.labels)[0] >= 0.98
+    groups = [group for group in find_groups(model, pixels[:1]) if group.name.startswith("block3")]
+    assert [group.n_units for group in groups] == [64, 64]
+    for active in active_units(model, groups, pixels).values():
+        n_active = active.sum(1)
+        assert (n_active <= 12).double().mean() > 0.8
+        assert n_active.min() > 2
+        assert active.any(0).sum() > 32
