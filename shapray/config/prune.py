@@ -126,11 +126,11 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Prune":
-        alone = {"random", AUTO} & set(self.rank_by)
-        if not self.rank_by or (alone and len(self.rank_by) > 1):
+        alone = [name for name in ("random", AUTO) if name in self.rank_by and self.rank_by[1:]]
+        if alone or not self.rank_by:
             raise ValueError(
                 f"rank_by is {list(self.rank_by)}; name one criterion or several"
-                + f", and {min(alone)} by itself" * bool(alone)
+                + "".join(f", and {name} by itself" for name in alone)
             )
         if "random" in self.rank_by and not self.random_seeds:
             raise ValueError("rank_by is random, and random_seeds is empty; its first is the seed")

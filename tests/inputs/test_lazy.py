@@ -5,10 +5,11 @@ import pytest
 import torch
 from plain import Plain, groups_by_name, images, lively
 
-from shapray.config import Prune
+from shapray.config import Prune, Score
 from shapray.inputs.lazy import LazyImages
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import CRITERIA, criterion
+from shapray.pruning.criteria.inputs import AsScored
 
 IMAGES = images(24)
 ORDER = torch.randperm(24, generator=torch.Generator().manual_seed(0))
@@ -60,13 +61,16 @@ def test_who_changes_what_was_given_changes_nothing():
     assert torch.equal(found[:], IMAGES[ORDER])
 
 
+AS_SCORED = AsScored(Score(estimator="permutation", permutations=2), [str(i) for i in range(24)])
+
+
 @pytest.mark.parametrize("name", [name for name, needs in CRITERIA.items() if needs.images])
 def test_criteria_make_the_same_of_them(name):
     model = lively(Plain())
     groups = [groups_by_name(model)[name] for name in ("conv1", "conv2", "fc1")]
     labels = torch.arange(24) % 3
     found, right = (
-        criterion(name, model, groups, pixels, labels, batch=7)
+        criterion(name, model, groups, pixels, labels, batch=7, as_scored=AS_SCORED)
         for pixels in (lazy(5)[1], IMAGES[ORDER])
     )
     assert all(np.array_equal(found[group], right[group]) for group in right)
