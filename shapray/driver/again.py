@@ -72,7 +72,7 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         console.print(f"{job.name}: {pool.description}; files go to {store.shown}/{folder}")
         crew, fingerprint = Crew(pool, console, None), digest(earlier.parts)
         cutting = Cutting(crew, planned, planned.chooser, folder, nothing_failed, fingerprint)
-        cutting.check_target()
+        cutting.targets.check()
         ranked = cutting.ranked(cutting.with_criteria(store.read_table(names.SCORES)))
         compared = cutting.cuts(ranked, cutting.losses(ranked))
         facts: dict[str, Any] = {"started": started, "shapray": version("shapray")}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shapray.config import Prune
-from shapray.driver.cutting import LATENCY_BATCHES, LATENCY_STEPS, STEPS
 from shapray.driver.plan import Plan
+from shapray.driver.targets import LATENCY_BATCHES, LATENCY_STEPS, STEPS
 from shapray.driver.tasks import evaluated_slices
 from shapray.network.group import Group
 from shapray.pruning.cuts import HELD_BACK, SEARCHED, compared_networks

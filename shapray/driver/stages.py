@@ -1,6 +1,5 @@
 """The stages of a job, one after the other."""
 
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from shapray.driver.plan import Plan, plan
 from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.rounds import Rounds
 from shapray.driver.scoring import inspected, nothing_failed, scored, stop_if_failed
+from shapray.driver.targets import Targets
 from shapray.errors import JobError, StorageError
 from shapray.storage import names
 from shapray.storage.claim import Claim, claimed
@@ -56,8 +56,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             n_active = inspected(crew, planned)
         precision = _precision(crew.pool, job, earlier)
         record.describe(planned, precision, fingerprint_parts(inputs, precision))
-        cutting = _cutting(crew, planned, record)
-        replace(cutting, stop=nothing_failed).check_target()
+        Targets(crew, planned, planned.chooser, nothing_failed).check()
         if earlier is None:
             _first_write(record)
         totals = scored(crew, planned, n_active, precision, record)

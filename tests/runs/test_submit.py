@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray_nodes import AUTHENTICATION, Head, ray_head
-from tiny import REPOSITORY, results, shards, start, wait_for_shards, write_job
+from tiny import REPOSITORY, SCORED, results, shards, start, wait_for_shards, write_job
 
 from shapray.cluster.connect import join
 from shapray.errors import JobError
@@ -24,8 +24,7 @@ QUICKSTART = [
     "data.evaluation.limit=60",
     "score.precision=float32",
     "cluster.device=cpu",
-    "prune.criteria=[]",
-    "prune.curve=[]",
+    *SCORED,
 ]
 LONG = ["score.permutations=64", "cluster.images_per_task=1"]  # 96 tasks, seconds of work
 
