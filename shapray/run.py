@@ -25,7 +25,8 @@ otherwise Ray is started on this machine.
 
 exit status:
   0  done
-  2  the job file or an input is wrong (one message on stderr; nothing was written)
+  2  the job file or an input is wrong (one message on stderr; nothing was written, unless
+     a further round of prune.rounds cannot be: then what was scored is kept)
   3  some tasks failed for good, or the storage or the cluster did; what was scored is kept, and
      the same command again does only the rest
 """

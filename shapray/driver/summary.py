@@ -50,9 +50,11 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
     facts.add_row("groups excluded", str(len(excluded)))
     facts.add_row("units", f"{sum(group.n_units for group in scored):,}")
     facts.add_row("calibration images", f"{len(plan.setup.calibration):,}")
-    facts.add_row("exact values", f"{totals.n_exact / totals.n_values:.1%}")
-    facts.add_row("evaluations", f"{totals.n_evaluations:,}")
-    if plan.chooser.prune.rounds > 1:
+    several = plan.chooser.prune.rounds > 1
+    first = ", round 1" * several  # the others' are in rounds/N/run.json
+    facts.add_row("exact values" + first, f"{totals.n_exact / totals.n_values:.1%}")
+    facts.add_row("evaluations" + first, f"{totals.n_evaluations:,}")
+    if several:
         facts.add_row("rounds", str(plan.chooser.prune.rounds))
     console.print(facts)
     show_cuts(console, metrics)

@@ -79,9 +79,9 @@ def needed_criteria(prune: Prune) -> list[str]:
 
 def _best(prune: Prune) -> tuple[str, ...]:
     """What `auto` is. Under a repair by least squares a unit counts for what it does and for what
-    of it the others cannot do in its place; nothing else was ahead of the two together on ResNets
-    for CIFAR-10. Without, the first alone; so too where groups are compared by their units' scores,
-    since places within a group say nothing of others."""
+    of it the others cannot do in its place; nothing else was clearly ahead of the two together on a
+    ResNet-20 for CIFAR-10. Without, the first alone; so too where groups are compared by their
+    units' scores, since places within a group say nothing of others."""
     repaired = "least_squares" in prune.repair and prune.allocation == "measured"
     return ("obs", "mean_abs") if repaired else ("mean_abs",)
 
