@@ -7,7 +7,7 @@ asked for, Ray. Arguments have the names of the job file's keys, without their s
 import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from shapray.arguments import (
 )
 from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
-from shapray.config import Score
+from shapray.config import Cluster, Score
 from shapray.driver.console import PlainConsole
 from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
@@ -46,7 +46,7 @@ from shapray.pruning.evaluate import IMAGES_AT_ONCE, Interval, count_macs, joine
 from shapray.shapley.estimators import check_enumerable
 from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
-from shapray.worker.in_memory import InMemoryWorker, Rows
+from shapray.worker.in_memory import ImagesInMemory, InMemoryWorker, Rows
 from shapray.worker.tasks import PrecisionTask
 
 S = TypeVar("S", bound=BaseModel)
@@ -147,6 +147,80 @@ def score(
         ValueError: an argument is wrong; names it.
         RuntimeError: scoring failed; names group and images.
     """
+    ready = prepared(model, images, labels, groups=groups, ids=ids, workers=workers, **settings)
+    return ready.run(progress)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scoring whose arguments have been checked.
+
+    Attributes:
+        model: the copy that is scored.
+        images: all of them, with labels.
+        asked, cluster: how it is scored.
+        in_process: without Ray.
+        groups: all of the network; those not scored say why.
+        scored: the others.
+        tail_macs: multiply-adds per coalition and image of these.
+        n_active: (n_images, n_scored).
+    """
+
+    model: nn.Module
+    images: ImagesInMemory
+    asked: Score
+    cluster: Cluster
+    in_process: bool
+    groups: tuple[Group, ...]
+    tail_macs: dict[str, int]
+    n_active: np.ndarray
+
+    @property
+    def scored(self) -> list[Group]:
+        return [group for group in self.groups if group.reason is None]
+
+    def run(self, progress: bool) -> Scores:
+        """Score.
+
+        Raises:
+            ValueError: a worker cannot be made as asked; names the argument.
+            RuntimeError: scoring failed; names group and images.
+        """
+        scored, asked, cluster = self.scored, self.asked, self.cluster
+        make = functools.partial(InMemoryWorker, self.model, scored, self.images, asked, cluster)
+        console = PlainConsole(quiet=not progress)
+        with ExitStack() as stack:
+            stack.enter_context(named_as_arguments())  # what only a worker finds, as a device
+            stack.enter_context(_threads_kept())
+            pool = stack.enter_context(open_pool(make, cluster, in_process=self.in_process))
+            precision = _precision(pool, asked)
+            tasks = group_tasks(scored, self.tail_macs, self.n_active, asked, cluster, precision)
+            rows = list[Rows]()
+            with meter(console, "score", len(tasks), sum(task.cost for task in tasks)) as shown:
+
+                def receive(result: Rows) -> None:
+                    rows.append(result)
+                    shown.advance(result.task.cost)
+
+                _nothing_failed(pool.run("score", tasks, receive, shown.show))
+        return _tables(self.groups, self.tail_macs, scored, rows)
+
+
+def prepared(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | Sequence[int] | None = None,
+    *,
+    groups: str | Sequence[str] = "*",
+    ids: Sequence[str] | None = None,
+    workers: int | str | None = None,
+    **settings: Any,
+) -> Prepared:
+    """Check what `score` is given, and the network's groups.
+
+    Raises:
+        ValueError: an argument is wrong; names it.
+    """
     with named_as_arguments():
         asked, cluster = sections(groups, workers, settings)
         held = in_memory(images, labels, ids, asked)
@@ -170,20 +244,7 @@ def score(
         if asked.estimator == "exact":
             names = [group.name for group in scored]
             about("estimator", lambda: check_enumerable(n_active, held.ids, names))
-        make = functools.partial(InMemoryWorker, copied, scored, held, asked, cluster)
-        console = PlainConsole(quiet=not progress)
-        with _threads_kept(), open_pool(make, cluster, in_process=workers is None) as pool:
-            precision = _precision(pool, asked)
-            tasks = group_tasks(scored, tail_macs, n_active, asked, cluster, precision)
-            rows = list[Rows]()
-            with meter(console, "score", len(tasks), sum(task.cost for task in tasks)) as shown:
-
-                def receive(result: Rows) -> None:
-                    rows.append(result)
-                    shown.advance(result.task.cost)
-
-                _nothing_failed(pool.run("score", tasks, receive, shown.show))
-        return _tables(checked, tail_macs, scored, rows)
+    return Prepared(copied, held, asked, cluster, workers is None, checked, tail_macs, n_active)
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -> Quality:

@@ -29,7 +29,7 @@ def named_as_arguments() -> Iterator[None]:
     """A wrong job is a wrong argument here: its key is the argument's name, after its section."""
     try:
         yield
-    except JobError as error:
+    except (JobError, ValueError) as error:
         raise ValueError(without_sections(str(error))) from error
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shapray.api import Scores, like, score
+from shapray.api import Scores, like, prepared, score
 from shapray.arguments import (
     about,
     kind_of,
     labels_of,
+    named_as_arguments,
     network_of,
     pixels_of,
     scorable,
@@ -31,8 +32,10 @@ from shapray.network.unreached import drop_unreached
 from shapray.pruning.compressed import Compressed, compressed
 from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import count_macs
+from shapray.pruning.feasible import check_images, check_ways
 from shapray.pruning.ranked import named, ranked
 from shapray.pruning.ranking import needed_criteria, rankings
+from shapray.pruning.repair.curves import shuffled
 from shapray.pruning.repair.distill import in_words
 from shapray.pruning.rounds import (
     Decision,
@@ -91,31 +94,31 @@ def plan(
     asked = section_of(Prune, given | {"criteria": []})
     key, share = asked.target
     by_rank = key == "ratio" and asked.allocation != "measured" and not asked.per_multiply_add
+    n_units = Counter(scores.scores["group"].to_pylist())
     if model is None or images is None:
         if by_rank and not needed_criteria(asked):
             [ranking] = rankings(scores.scores, asked, {})
-            return _chooser(asked, scores, None, None).choose(ranking, {}, key, share)
+            return _chooser(asked, n_units, None, None).choose(ranking, {}, key, share)
         raise ValueError(
             f"model, images: both are needed for {key}: {share}, allocation: {asked.allocation}, "
             f"rank_by: {', '.join(asked.rank_by)}; a ratio of the units by their scores needs none"
         )
     whole, pixels = scorable(model), pixels_of(images)
-    chooser = _chooser(asked, scores, whole, pixels)
+    chooser = _chooser(asked, n_units, whole, pixels)
     ranking, losses = ranked(chooser, scores.scores, whole, pixels, labels_of(labels, len(pixels)))
     return chooser.choose(ranking, losses, key, share)
 
 
 def _chooser(
-    asked: Prune, scores: Scores, whole: nn.Module | None, pixels: Tensor | None
+    asked: Prune, n_units: Mapping[str, int], whole: nn.Module | None, pixels: Tensor | None
 ) -> Chooser:
     """Raises ValueError for sizes that cannot be met."""
-    names = scores.scores["group"].to_pylist()
     sizes = None
     if whole is not None and pixels is not None:
         groups = find_groups(whole, pixels[:1])
-        named(groups, names)
+        named(groups, list(n_units))
         sizes = Sizes(whole, groups, pixels[:1])
-    chooser = Chooser(asked, Counter(names), sizes)
+    chooser = Chooser(asked, n_units, sizes)
     chooser.check()
     check_rounds(asked, chooser)
     return chooser
@@ -196,7 +199,7 @@ def _repaired(
     device = like(network).device
     whole = scorable(network)
     groups = _check_cut(whole, cut, pixels[:1])
-    targets = labels_of(labels, len(pixels))
+    targets, order = labels_of(labels, len(pixels)), shuffled(len(pixels))  # as a job takes them
     return about(
         "repair",
         lambda: compressed(
@@ -204,8 +207,8 @@ def _repaired(
             groups,
             cut,
             asked.repair,
-            pixels.to(device),
-            None if targets is None else targets.to(device),
+            pixels[order].to(device),
+            None if targets is None else targets[order].to(device),
             asked,
             seed,
             progress=lambda *how_far: console.print(in_words(*how_far)),
@@ -250,10 +253,16 @@ def compress(
         scoring.setdefault("value", "neg_kl_divergence")
     # what is wrong is said before anything is scored
     asked = section_of(Prune, choosing | repairing | {"criteria": []})
+    first = prepared(model, images, labels, **scoring)
+    n_units = {group.name: group.n_units for group in first.scored}
+    chooser = _chooser(asked, n_units, first.model, first.images.pixels)
+    check_images(asked, len(first.images), 0, labels is not None)
+    with named_as_arguments():
+        check_ways(asked, first.model, first.scored, first.images.pixels[:1])
     console = PlainConsole(quiet=not progress)
-    scores = score(model, images, labels, progress=progress, **scoring)
+    scores = first.run(progress)
     console.print(repr(scores))
-    cut = _in_rounds(asked, scores, model, images, labels, scoring, console)
+    cut = _in_rounds(asked, chooser, scores, model, images, labels, scoring, console)
     made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing, console)
     small = made.network
     example = images[:1].to(like(small))
@@ -271,6 +280,7 @@ def compress(
 
 def _in_rounds(
     asked: Prune,
+    first: Chooser,
     scores: Scores,
     model: nn.Module,
     images: Tensor,
@@ -281,12 +291,11 @@ def _in_rounds(
     """The units that go by all rounds.
 
     Args:
-        scores: of the whole network.
+        first, scores: of the whole network.
         scoring: how it was scored, and what is left of it is.
     """
     whole, pixels = scorable(model), pixels_of(images)
     targets = labels_of(labels, len(pixels))
-    first = _chooser(asked, scores, whole, pixels)
     decision = Decision(1, first, *ranked(first, scores.scores, whole, pixels, targets))
     names = [glob.escape(name) for name in first.n_units]
     again = {**scoring, "groups": names, "progress": not console.quiet}
@@ -297,12 +306,16 @@ def _in_rounds(
         if not decision.takes_more(cut):
             continue  # the same network would get the same scores
         made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing, console)
+        for note in made.notes:
+            console.print(f"round {number}: {note}")
         scores = score(made.network, images, labels, **again)
         console.print(f"round {number} of {asked.rounds}: {scores!r}")
         scored = set(scores.scores["group"].to_pylist())
+        reasons = dict(zip(*(scores.groups[key].to_pylist() for key in ("group", "reason"))))
         for name in first.n_units:
             if name not in scored:
-                console.print(f"round {number}: group {name} keeps what it has")
+                reason = reasons.get(name, "is not there any more")
+                console.print(f"round {number}: group {name} keeps what it has: {reason}")
         chooser = first.after(cut, scored)
         own, losses = ranked(chooser, scores.scores, scorable(made.network), pixels, targets)
         decision = Decision(number, chooser, of_the_whole(own, first.n_units, cut), losses)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from networks import NETWORKS, randomise
 from tiny import SCORED, Bright, write_job
 
 import shapray
@@ -294,6 +295,41 @@ def test_it_cuts_in_rounds_as_a_job_does(digits, tmp_path):
     assert {name: tensor.shape for name, tensor in small.state_dict().items()} == shapes
     for name, tensor in small.state_dict().items():
         torch.testing.assert_close(tensor, there.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"ratio": 0.1, "rank_by": "batchnorm_scale"},
+            "^rank_by: criterion batchnorm_scale, group fc1: it has",
+        ),
+        (
+            {"ratio": 0.1, "rank_by": ["obs", "shapley_sampled"]},
+            "^rank_by: shapley_sampled is for jobs",
+        ),
+        (
+            {"ratio": 0.1, "repair": ["distill"]},
+            "^repair: distill needs 20 calibration images, and there are 8$",
+        ),
+        ({"macs": 0.0001}, "^macs: 0.0001 cannot be met"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_scored(digits, capsys, changes, message):
+    _, model, calibration, _ = digits
+    images, labels = given(calibration)
+    settings = SETTINGS | {"progress": True, "groups": ["conv3", "fc1"]}
+    with pytest.raises(ValueError, match=message):
+        shapray.compress(model, images[:8], labels[:8], **settings, **changes)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_network_that_cannot_be_trained_is_refused_before_anything_is_scored(capsys):
+    images = torch.randn(20, 3, 8, 8)
+    settings = SETTINGS | {"progress": True}
+    with pytest.raises(ValueError, match=r"^repair: distill: the network cannot be trained: "):
+        shapray.compress(randomise(NETWORKS["Gated"]()), images, repair=["distill"], **settings)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from jobs.benchmarks import grail
 from jobs.benchmarks.draws import Trained
 from shapray.network.surgery import prune_model
+from shapray.pruning.repair.augment import views
 from shapray.pruning.repair.batchnorm import batchnorm
-from shapray.pruning.repair.least_squares import least_squares
+from shapray.pruning.repair.least_squares import VIEWS, least_squares
 
 IMAGES_AT_ONCE = 50
 OWN = "least_squares"
@@ -29,7 +30,8 @@ class Repairs:
 
     def by_least_squares(self, cut: Removed) -> Made:
         model, groups = self.trained.model, self.trained.groups
-        repaired = least_squares(model, model, groups, cut, self.images).network
+        seen = views(self.images, VIEWS, seed=0)
+        repaired = least_squares(model, model, groups, cut, seen).network
         yield OWN, self._small(repaired, cut), None
 
     def bare(self, cut: Removed) -> Made:

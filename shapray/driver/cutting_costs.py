@@ -19,13 +19,14 @@ from shapray.pruning.latency import FEWEST, LONGEST, WARM_UP
 from shapray.pruning.ranking import needed_criteria
 from shapray.pruning.repair.curves import CURVE_IMAGES, counts
 from shapray.pruning.repair.distill import BATCH, CHECKS, EXAMINED
+from shapray.pruning.repair.least_squares import VIEWS
 from shapray.worker.costs import Survey
 
 # Passes of the whole network over the images that are looked at, as long as something takes.
 PASSES = {"apoz": 1, "taylor": 3, "taylor_signed": 3, "obd": 3, "jacobian": 4}  # of a criterion
 COALITIONS = {"leave_one_out": 1, "shapley_sampled": 0}  # per active unit; 0: the permutations
 GRAM_PASSES = 10  # the sums that obs needs, of all layers together
-FITTED = 30  # a repair by least squares
+FITTED = 20  # a repair by least squares, of every view
 RENEWED = 2  # new statistics of the BatchNorms
 TAUGHT = 4  # a step of distillation: one network forward, the other forward and back
 LOSSES = 6  # a flat group's losses by one ranking, and once more for what they have in common
@@ -127,7 +128,7 @@ class CuttingCosts:
         if "batchnorm" in self.prune.repair:
             passes += RENEWED * n_images
         if "least_squares" in self.prune.repair:
-            passes += FITTED * n_images
+            passes += FITTED * VIEWS * n_images
         return passes * self.survey.forward
 
     def search(self) -> list[Part]:

@@ -14,8 +14,9 @@ from shapray.driver.inputs import CHECK_IMAGES, Inputs
 from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.network.group import Group
+from shapray.pruning.criteria.inputs import AsScored
 from shapray.pruning.cuts import HELD_BACK, SEARCHED, Chooser
-from shapray.pruning.repair.distill import FEWEST_IMAGES
+from shapray.pruning.feasible import check_images, check_ways
 from shapray.pruning.rounds import check_rounds
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
@@ -59,18 +60,6 @@ def plan(inputs: Inputs) -> Plan:
     chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, example))
     key, value = job.prune.target
     held_back = len(calibration) // HELD_BACK if key in SEARCHED else 0
-    if "distill" in job.prune.repair and len(calibration) - held_back < FEWEST_IMAGES:
-        raise JobError(
-            f"prune.repair: distill needs {FEWEST_IMAGES} calibration images, and there are "
-            f"{len(calibration)}"
-            + f", of which prune.{key} holds {held_back} back"
-            * (held_back > 0)
-        )
-    if job.prune.distill.labels and calibration.labels is None:
-        raise JobError(
-            "prune.distill.labels: true, and the calibration images have none; set "
-            "data.calibration.label_column, or leave it false"
-        )
     if key in SEARCHED and (len(calibration) < HELD_BACK or calibration.labels is None):
         raise JobError(
             f"prune.{key}: {value} is measured on a fifth of the calibration images, by their "
@@ -81,6 +70,15 @@ def plan(inputs: Inputs) -> Plan:
     try:
         chooser.check()
         check_rounds(job.prune, chooser)
+        check_images(job.prune, len(calibration), held_back, calibration.labels is not None)
+        check_ways(
+            job.prune,
+            setup.model,
+            setup.groups,
+            example,
+            job.cluster.memory_per_worker,
+            AsScored(job.score, calibration.ids),
+        )
     except ValueError as error:
         raise JobError(f"prune.{error}") from error
     return Plan(setup, groups, tail_macs, example, inputs.n_classes, chooser)

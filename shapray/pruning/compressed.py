@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shapray.config import Prune
+from shapray.engine.trace import fold
 from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
 from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import Settings, drop_unreached
+from shapray.pruning.repair.augment import views
 from shapray.pruning.repair.batchnorm import batchnorm
 from shapray.pruning.repair.distill import distill
-from shapray.pruning.repair.least_squares import least_squares
+from shapray.pruning.repair.least_squares import VIEWS, least_squares
+from shapray.pruning.repair.walk import images_that_fit
 from shapray.text import some
 
 NOTHING: Settings = {}
+ROOM = 2**32  # bytes, of a process whose memory nobody has set a limit to
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ def compressed(
         labels: (n,) int64; only read where `prune.distill.labels` asks for it.
         seed: of what is drawn.
         progress: of a distillation; see there.
-        n_fitted: images that a fit by least squares may hold the activations of; None: all.
+        n_fitted: images that a fit by least squares may hold the activations of, views of the
+            same image counted; None: all images, and views as far as `ROOM` goes.
         most: bytes that all images' inputs of one BatchNorm may take; see there.
     Raises:
         ValueError: a network that cannot be trained.
@@ -74,13 +79,17 @@ def compressed(
         start = silenced(whole, groups, removed)
         batchnorm(start, images, most=most)
     if "least_squares" in repair:
+        if n_fitted is None:
+            n_fitted = max(len(images), images_that_fit(fold(whole, images[:1]), images[:1], ROOM))
         fitted = images[:n_fitted]
+        n_views = min(VIEWS, n_fitted // len(fitted))
         if len(fitted) < len(images):
             notes.append(
                 f"least_squares: fitted on {len(fitted)} of {len(images)} images, as many as the "
                 "memory of a worker holds (cluster.memory_per_worker)"
             )
-        refitted = least_squares(whole, start, groups, removed, fitted, seed)
+        seen = views(fitted, n_views, seed)
+        refitted = least_squares(whole, start, groups, removed, seen, seed)
         start = refitted.network
         reasons: dict[str, list[str]] = {}
         for layer, reason in refitted.left_out.items():

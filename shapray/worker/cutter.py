@@ -157,7 +157,7 @@ class Cutter:
                 prune,
                 seed,
                 progress=lambda *how_far: say(f"{cut.name}: {in_words(*how_far)}"),
-                n_fitted=self._n_repairable,
+                n_fitted=self._n_held,
                 most=int(self._room * NORM_SHARE),
             )
             notes = tuple(f"{cut.name}: {line}" for line in made.done) + made.notes
@@ -218,7 +218,11 @@ class Cutter:
 
     @functools.cached_property
     def _n_repairable(self) -> int:
-        """How many calibration images a repair may hold the activations of."""
+        """How many calibration images there are, or their activations can be held of."""
+        return min(len(self.setup.calibration), self._n_held)
+
+    @functools.cached_property
+    def _n_held(self) -> int:
+        """How many images' activations a worker may hold."""
         memory = self.setup.job.cluster.memory_per_worker
-        fit = images_that_fit(self._folded, self.scorer.example, memory)
-        return min(len(self.setup.calibration), fit)
+        return images_that_fit(self._folded, self.scorer.example, memory)

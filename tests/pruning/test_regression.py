@@ -130,6 +130,20 @@ def test_a_share_of_the_rows_is_drawn_by_the_seed():
     assert not torch.equal(taken[0][1], taken[2][1])
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_share_of_the_rows_has_their_own_targets(name):
+    """Some of them are enough to find the layer that has made the targets."""
+    layer, few, _ = problem(name)
+    inputs = torch.randn(160, *few.shape[1:]) + 0.5
+    torch.manual_seed(1)
+    other = LAYERS[name]().requires_grad_(False)
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    some = Regression(layer, bias, layer.bias is not None, sys.maxsize)
+    some.add(lambda: zip(inputs.split(70), other(inputs).split(70)), 0.6, seed=0)
+    expected = torch.zeros(len(layer.weight)) if other.bias is None else other.bias
+    assert_same(some.solve(ridge=1e-9), other.weight, expected, 1e-3)
+
+
 def test_patches_are_spelled_out_in_parts(monkeypatch):
     layer, inputs, targets = problem("grouped")
     expected = fit(layer, inputs, targets, True)

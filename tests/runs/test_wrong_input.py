@@ -81,6 +81,19 @@ def test_an_unknown_key_is_named_by_the_command(tmp_path):
             ["prune.min_accuracy=0.5", "prune.repair=[distill]", "data.calibration.limit=23"],
             ["distill needs 20 calibration images, and there are 23, of which", "holds 4 back"],
         ),
+        (
+            ["prune.rank_by=batchnorm_scale"],
+            ["prune.rank_by: criterion batchnorm_scale, group fc1: it has no BatchNorm"],
+        ),
+        (
+            [
+                "prune.repair=[distill]",
+                "prune.distill={labels: true}",
+                "data.calibration.label_column=null",
+                "score.value=neg_kl_divergence",
+            ],
+            ["prune.distill.labels: true, and the calibration images have none"],
+        ),
         (["output=nosuch://bucket/run"], ["output", "nosuch://bucket/run"]),
     ],
 )

@@ -22,11 +22,12 @@ from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
 from shapray.pruning.criteria.activity import apoz
 from shapray.pruning.criteria.at_random import at_random
+from shapray.pruning.criteria.gates import check_slopes
 from shapray.pruning.criteria.inputs import AsScored, Inputs
 from shapray.pruning.criteria.jacobian import jacobian
 from shapray.pruning.criteria.leave_one_out import leave_one_out
-from shapray.pruning.criteria.obs import obs
-from shapray.pruning.criteria.shapley_sampled import shapley_sampled
+from shapray.pruning.criteria.obs import check_refits, obs
+from shapray.pruning.criteria.shapley_sampled import check_scoring, shapley_sampled
 from shapray.pruning.criteria.taylor import obd, taylor, taylor_signed
 from shapray.pruning.criteria.weights import batchnorm_scale, l1_norm, l2_norm
 from shapray.text import some
@@ -38,6 +39,7 @@ class Criterion:
 
     Attributes:
         scores: inputs -> group -> (n_units,) float64.
+        check: raises what `scores` does for a network that it says nothing of, in little time.
         images: it looks at the images; the others take any.
         loss: it takes the cross-entropy: to the labels, or to the network's own answers where
             there are none.
@@ -45,6 +47,7 @@ class Criterion:
     """
 
     scores: Callable[[Inputs], dict[str, np.ndarray]]
+    check: Callable[[Inputs], object] | None = None
     images: bool = False
     loss: bool = False
     at_once: bool = False
@@ -54,15 +57,15 @@ CRITERIA: Mapping[str, Criterion] = {
     "random": Criterion(at_random),
     "l1_norm": Criterion(l1_norm),
     "l2_norm": Criterion(l2_norm),
-    "batchnorm_scale": Criterion(batchnorm_scale),
+    "batchnorm_scale": Criterion(batchnorm_scale, batchnorm_scale),
     "apoz": Criterion(apoz, images=True),
-    "taylor": Criterion(taylor, images=True, loss=True),
-    "taylor_signed": Criterion(taylor_signed, images=True, loss=True),
-    "obd": Criterion(obd, images=True, loss=True),
-    "jacobian": Criterion(jacobian, images=True, loss=True),
+    "taylor": Criterion(taylor, check_slopes, images=True, loss=True),
+    "taylor_signed": Criterion(taylor_signed, check_slopes, images=True, loss=True),
+    "obd": Criterion(obd, check_slopes, images=True, loss=True),
+    "jacobian": Criterion(jacobian, check_slopes, images=True, loss=True),
     "leave_one_out": Criterion(leave_one_out, images=True, loss=True),
-    "obs": Criterion(obs, images=True, at_once=True),
-    "shapley_sampled": Criterion(shapley_sampled, images=True),
+    "obs": Criterion(obs, check_refits, images=True, at_once=True),
+    "shapley_sampled": Criterion(shapley_sampled, check_scoring, images=True),
 }
 MEMORY = 2**32
 
@@ -98,14 +101,11 @@ def criterion(
         ValueError: no criterion of that name; one that says nothing about a group or the network;
             a value that is not finite.
     """
-    if name not in CRITERIA:
-        raise ValueError(f"there is no criterion '{name}'; there are {', '.join(CRITERIA)}")
+    asked = _named(name)
     assert not model.training
     if not groups:
         return {}
-    scores = CRITERIA[name].scores(
-        Inputs(model, groups, images, labels, seed, batch, memory, as_scored)
-    )
+    scores = asked.scores(Inputs(model, groups, images, labels, seed, batch, memory, as_scored))
     for group, values in scores.items():
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
@@ -115,3 +115,29 @@ def criterion(
                 "makes of these images are not"
             )
     return scores
+
+
+def check_criterion(
+    name: str,
+    model: nn.Module,
+    groups: Sequence[Group],
+    image: Tensor,
+    memory: int = MEMORY,
+    as_scored: AsScored | None = None,
+) -> None:
+    """Raise what `criterion` would for a network or group that it says nothing of, in little time.
+
+    Args:
+        image: (1, channels, height, width) float32, on the model's device.
+    Raises:
+        ValueError: as `criterion`'s, but for values that are not finite.
+    """
+    check = _named(name).check
+    if check is not None and groups:
+        check(Inputs(model, groups, image, None, 0, 1, memory, as_scored))
+
+
+def _named(name: str) -> Criterion:
+    if name not in CRITERIA:
+        raise ValueError(f"there is no criterion '{name}'; there are {', '.join(CRITERIA)}")
+    return CRITERIA[name]

@@ -7,7 +7,7 @@ has it for all units of all groups, and for every image alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,14 @@ def loss_slopes(inputs: Inputs, gates: Sequence[Gate]) -> Iterator[list[Tensor]]
             loss = nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
             slopes = torch.autograd.grad(loss, factors, allow_unused=True, materialize_grads=True)
         yield [slope.double().cpu() for slope in slopes]
+
+
+def check_slopes(inputs: Inputs) -> None:
+    """Raise as `loss_slopes` does for a network without any, by one of the images."""
+    labels = None if inputs.labels is None else inputs.labels[:1]
+    one = replace(inputs, images=inputs.images[:1], labels=labels)
+    first = one.groups[0]
+    next(loss_slopes(one, [Gate(first.n_units, readers=first.consumers)]))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from shapray.engine.network_game import PROCESS_BYTES
 from shapray.engine.trace import fold
 from shapray.network.group import Consumer, Group
 from shapray.pruning.criteria.inputs import Inputs
-from shapray.pruning.repair.least_squares import IMAGES_AT_ONCE, MAX_ROWS, bias_of, may_have_bias
-from shapray.pruning.repair.regression import RIDGE, Regression
+from shapray.pruning.repair.least_squares import IMAGES_AT_ONCE, bias_of, may_have_bias
+from shapray.pruning.repair.regression import MAX_ROWS, RIDGE, Regression
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
 from shapray.text import size
@@ -30,23 +30,43 @@ SHARE = 0.6  # of the memory, for matrices; the rest is for what the network mak
 
 def obs(inputs: Inputs) -> dict[str, np.ndarray]:
     """The growth of the error when a unit goes, in the order in which units go; see the module."""
-    folded = fold(inputs.model, inputs.images[:1])
-    if not isinstance(folded, fx.GraphModule):
-        raise ValueError("criterion obs: torch.fx cannot trace the network")
+    folded = _folded(inputs)
     with torch.inference_mode():
         images = inputs.images[:]
         return {group.name: _scores(inputs, images, folded, group) for group in inputs.groups}
 
 
-def _scores(inputs: Inputs, images: Tensor, folded: fx.GraphModule, group: Group) -> np.ndarray:
-    consumers = {consumer.module: consumer for consumer in group.consumers}
+def check_refits(inputs: Inputs) -> None:
+    """Raise as `obs` does for a network or a group that it says nothing of."""
+    folded = _folded(inputs)
+    for group in inputs.groups:
+        _sites(inputs, folded, group)
+
+
+def _folded(inputs: Inputs) -> fx.GraphModule:
+    folded = fold(inputs.model, inputs.images[:1])
+    if not isinstance(folded, fx.GraphModule):
+        raise ValueError("criterion obs: torch.fx cannot trace the network")
+    return folded
+
+
+def _sites(inputs: Inputs, folded: fx.GraphModule, group: Group) -> list[Site]:
+    """All that read a group, in the order of the data."""
+    consumers = {consumer.module for consumer in group.consumers}
     found, left_out = find_sites(inputs.model, folded, consumers)
     sites = [site for site in found if site.layer in consumers]
     if len(sites) < len(consumers):
         name, reason = next((name, why) for name, why in left_out.items() if name in consumers)
         raise ValueError(f"criterion obs, group {group.name}: {name}: {reason}")
+    widths = {site.layer: _layer(folded, site).weight[0].numel() for site in sites}
+    _check_memory(inputs, group, widths)
+    return sites
+
+
+def _scores(inputs: Inputs, images: Tensor, folded: fx.GraphModule, group: Group) -> np.ndarray:
+    consumers = {consumer.module: consumer for consumer in group.consumers}
+    sites = _sites(inputs, folded, group)
     layers = {site.layer: _layer(folded, site) for site in sites}
-    _check_memory(inputs, group, {name: layer.weight[0].numel() for name, layer in layers.items()})
     walk = Walk(folded, images, IMAGES_AT_ONCE)
     kept = {name for site in sites for name in (walk.source(site.call), site.call)}
     readers = []

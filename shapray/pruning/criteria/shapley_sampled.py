@@ -16,13 +16,18 @@ def shapley_sampled(inputs: Inputs) -> dict[str, np.ndarray]:
     Raises:
         ValueError: nothing says how values are computed, or one is not finite.
     """
-    asked = inputs.as_scored
-    if asked is None:
+    asked = check_scoring(inputs)
+    return {group.name: _mean_abs(inputs, asked, group.name) for group in inputs.groups}
+
+
+def check_scoring(inputs: Inputs) -> AsScored:
+    """How values are computed; raises ValueError if nothing says so."""
+    if inputs.as_scored is None:
         raise ValueError(
             "shapley_sampled is for jobs, whose value function and permutations it takes; here, "
             "score with estimator='permutation' and rank by mean_abs"
         )
-    return {group.name: _mean_abs(inputs, asked, group.name) for group in inputs.groups}
+    return inputs.as_scored
 
 
 def _mean_abs(inputs: Inputs, asked: AsScored, group: str) -> np.ndarray:

@@ -10,6 +10,24 @@ from torch import Tensor, nn
 SHIFT = 8  # at most this part of a side
 
 
+def views(images: Tensor, n: int, seed: int) -> Tensor:
+    """The images, and behind them each n - 1 times more, moved and blended.
+
+    A fit to the outputs of a network needs no labels, so these are more of what it may meet.
+
+    Args:
+        images: (n_images, channels, height, width), on any device.
+    Returns:
+        (n * n_images, channels, height, width), on the same device.
+    """
+    random = torch.Generator().manual_seed(seed)
+    found = [images]
+    for _ in range(n - 1):
+        order = torch.randperm(len(images), generator=random)
+        found.append(blend(move(images[order.to(images.device)], random), None, random)[0])
+    return torch.cat(found)
+
+
 def move(images: Tensor, random: torch.Generator, mirror: bool = True) -> Tensor:
     """Each image shifted by up to an eighth of its sides, and half of them mirrored.
 

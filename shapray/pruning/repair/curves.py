@@ -11,12 +11,11 @@ from shapray.network.group import Group
 from shapray.network.silence import read_channels, silenced
 from shapray.pruning.repair.least_squares import (
     IMAGES_AT_ONCE,
-    MAX_ROWS,
     bias_of,
     least_squares,
     may_have_bias,
 )
-from shapray.pruning.repair.regression import Regression
+from shapray.pruning.repair.regression import MAX_ROWS, Regression
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
 

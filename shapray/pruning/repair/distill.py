@@ -129,6 +129,17 @@ def distill(
     return Distilled(steps, loss_before, loss)
 
 
+def check_trainable(network: nn.Module, image: Tensor) -> None:
+    """Raise ValueError for a network that gives no gradients; it is left as it is.
+
+    Args:
+        network: in eval mode.
+        image: (1, channels, height, width) float32, on its device.
+    """
+    with torch.enable_grad(), _all_trainable(network):
+        _backward(network(image.clone()).sum())
+
+
 def in_words(step: int, steps: int, loss: float) -> str:
     """How far a distillation is, from what `progress` is called with."""
     return f"distill: step {step} of {steps}, loss {loss:.3g}"
@@ -155,6 +166,11 @@ def _loss(
 
 
 def _backward(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise ValueError(
+            "the network cannot be trained: its outputs have no derivatives; is its forward under "
+            "torch.no_grad, or does it detach what it computes?"
+        )
     try:
         loss.backward()
     except torch.OutOfMemoryError:

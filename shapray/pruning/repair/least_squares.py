@@ -26,7 +26,8 @@ from shapray.pruning.repair.regression import Fit, Regression
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
 
-MAX_ROWS = 2**18  # of a regression; of more, some are taken by chance
+MAX_ROWS = 2**16  # of a layer that is refitted once: more images tell more than all positions
+VIEWS = 4  # of an image, for a fit: 256 as they are know too little of what others look like
 IMAGES_AT_ONCE = 32
 PASSES = 2  # of a fit whose target is free below zero, after the first
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 RIDGE = 1e-3  # of the mean of the diagonal, towards the layer's present weights
+MAX_ROWS = 2**18  # of a regression that many fits are made of; of more, some are taken by chance
 UNFOLDED_NUMBERS = 2**24  # of patches that are spelled out at once
 _TINY = torch.finfo(torch.float32).tiny  # keeps a system solvable where all features are zero
 
@@ -113,39 +114,48 @@ class Regression:
 
     def _parts(self, batches: Batches, share: float, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
         random = torch.Generator().manual_seed(seed)
+        per_position = self.now.shape[1] * self.groups
         for inputs, targets in batches():
-            per_image = self.now.shape[1] * self.groups * targets[0].numel()
-            step = max(1, UNFOLDED_NUMBERS * self.layer.weight.shape[0] // max(1, per_image))
+            n_positions = targets[0].numel() // self.layer.weight.shape[0]
+            step = max(1, int(UNFOLDED_NUMBERS / (per_position * n_positions * share)))
             for start in range(0, len(inputs), step):
-                x = self._features(inputs[start : start + step])
-                y = self._outputs(targets[start : start + step])
+                x, y = inputs[start : start + step], targets[start : start + step]
+                chosen = None
                 if share < 1:
-                    chosen = (torch.rand(x.shape[2], generator=random) < share).to(x.device)
-                    x, y = x[:, :, chosen], y[:, chosen]
-                yield x, y
+                    drawn = torch.rand(len(x) * n_positions, generator=random) < share
+                    chosen = drawn.nonzero()[:, 0].to(x.device)
+                yield self._features(x, chosen), self._outputs(y, chosen)
 
-    def _features(self, inputs: Tensor) -> Tensor:
-        """(groups, features, n)."""
+    def _features(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:
+        """(groups, features, n).
+
+        Args:
+            chosen: (n,) int64, positions of all images one after the other; None: all.
+        """
         layer = self.layer
         if isinstance(layer, nn.Linear):
-            return inputs[..., self.read].flatten(0, -2).T[None]
+            rows = inputs[..., self.read].flatten(0, -2)
+            return (rows if chosen is None else rows[chosen]).T[None]
         if len(self.read) < self.n_channels:
             inputs = inputs[:, self.read]
-        padding = layer.padding
-        if layer.padding_mode != "zeros" or isinstance(padding, str):
-            inputs, padding = _padded(layer, inputs), (0, 0)
-        patches = nn.functional.unfold(
-            inputs, layer.kernel_size, layer.dilation, padding, layer.stride
-        )  # (images, channels * taps, positions)
-        return patches.unflatten(1, (self.groups, -1)).movedim(0, 2).flatten(2)
+        padded = _padded(layer, inputs)
+        if chosen is None:
+            patches = nn.functional.unfold(
+                padded, layer.kernel_size, layer.dilation, 0, layer.stride
+            )  # (images, channels * taps, positions)
+            return patches.unflatten(1, (self.groups, -1)).movedim(0, 2).flatten(2)
+        patches = _patches(layer, padded, chosen)  # (n, height, width, channels)
+        features = patches.permute(3, 1, 2, 0).flatten(0, 2)
+        return features.unflatten(0, (self.groups, -1))
 
-    def _outputs(self, targets: Tensor) -> Tensor:
+    def _outputs(self, targets: Tensor, chosen: Tensor | None) -> Tensor:
         """(groups, n, outputs of a group)."""
         if isinstance(self.layer, nn.Conv2d):
-            flat = targets.flatten(2).transpose(0, 1).flatten(1)
+            flat = targets.movedim(1, -1).flatten(0, -2)
         else:
-            flat = targets.flatten(0, -2).T
-        return flat.unflatten(0, (self.groups, -1)).mT
+            flat = targets.flatten(0, -2)
+        rows = flat if chosen is None else flat[chosen]
+        return rows.T.unflatten(0, (self.groups, -1)).mT
 
     def solve(self, channels: Tensor | None = None, ridge: float = RIDGE) -> Fit:
         """The weights that come nearest to the targets, drawn to the present ones by the ridge.
@@ -209,6 +219,30 @@ def _raised(system: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _padded(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
-    """As the layer pads: by words ("same") or by reflection, repetition, wrapping around."""
+    """As the layer pads: by numbers or words ("same"), with zeros or by reflection, repetition or
+    wrapping around."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return nn.functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+
+
+def _patches(layer: nn.Conv2d, padded: Tensor, chosen: Tensor) -> Tensor:
+    """What a convolution reads at some positions: (n, kernel height, kernel width, channels).
+
+    Args:
+        chosen: (n,) int64, positions of its output, of all images one after the other.
+    """
+    taps = []  # per dimension: how many positions there are, and what is read for each
+    for dim in (0, 1):
+        stride, gap, size = layer.stride[dim], layer.dilation[dim], layer.kernel_size[dim]
+        n = (padded.shape[dim + 2] - gap * (size - 1) - 1) // stride + 1
+        at = torch.arange(n)[:, None] * stride + torch.arange(size) * gap
+        taps.append(at.to(padded.device))
+    rows, columns = taps
+    n_columns = len(columns)
+    n_positions = len(rows) * n_columns
+    image, place = chosen // n_positions, chosen % n_positions
+    return padded.movedim(1, -1).contiguous()[
+        image[:, None, None],
+        rows[place // n_columns][:, :, None],
+        columns[place % n_columns][:, None, :],
+    ]
