@@ -63,7 +63,17 @@ class Cutter:
         prune: Prune,
     ) -> Row:
         trained, images = self.trained, self.pixels[self.subsets[n_images]]
-        small = compressed(trained.model, trained.groups, removed, repair, images, None, prune, 0)
+        small = compressed(
+            trained.model,
+            trained.groups,
+            removed,
+            repair,
+            images,
+            labels=None,
+            prune=prune,
+            seed=0,
+            n_fitted=n_images,  # one view of each: how few there are is part of the question
+        )
         parts = zip(trained.pixels.split(IMAGES_AT_ONCE), trained.labels.split(IMAGES_AT_ONCE))
         found = joined(tally(small.network, *part) for part in parts)
         macs = trained.sizes.macs({group: len(units) for group, units in removed.items()})

@@ -95,6 +95,7 @@ def _danger(rows: Sequence[Row]) -> Figure:
     for line, name in zip(grid, names):
         for axes, n_images in zip(line, sizes):
             part = [row for row in rows if (row["network"], row["n_images"]) == (name, n_images)]
+            axes.set_xscale("log", base=2)
             for colour, ends in zip(COLOURS, BINS):
                 active = f"{ends[0]}–{ends[1]}"
                 here = [row for row in part if bin_of(row) == active]
@@ -105,10 +106,12 @@ def _danger(rows: Sequence[Row]) -> Figure:
                     np.mean([r["wrong_by_sampling"] for r in here if r["permutations"] == price])
                     for price in prices
                 ]
-                axes.plot(prices, means, "o-", color=colour, label=f"{active} active")
+                label = f"{active} active, sampled"
+                axes.plot(prices, means, "o-", color=colour, label=label)
+                axes.set_xticks(prices, [str(price) for price in prices])
                 by_images = np.mean([row["wrong_by_images"] for row in here])
                 axes.axhline(by_images, color=colour, linestyle="--", linewidth=0.9)
-            axes.set_xscale("log", base=2)
+            axes.plot([], [], "--", color="#767676", label="as many other images, exact")
             axes.set_title(f"{name}, {n_images} images", fontsize=9)
             axes.set_xlabel("permutations", fontsize=8)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
