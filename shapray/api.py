@@ -157,7 +157,7 @@ class Prepared:
 
     Attributes:
         model: the copy that is scored.
-        images: all of them, with labels.
+        images: all of them, with the labels if there are any.
         asked, cluster: how it is scored.
         in_process: without Ray.
         groups: all of the network; those not scored say why.

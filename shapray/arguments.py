@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from shapray.config import Cluster, Prune, Score, explain
-from shapray.errors import JobError
 from shapray.shapley.values import WITHOUT_LABELS
 from shapray.worker.in_memory import ImagesInMemory
 
@@ -26,10 +25,10 @@ _KEYS = re.compile(  # a section in front of one of its keys; a module may be ca
 
 @contextmanager
 def named_as_arguments() -> Iterator[None]:
-    """A wrong job is a wrong argument here: its key is the argument's name, after its section."""
+    """What is said of a job's key is said of an argument: its name is the key's."""
     try:
         yield
-    except (JobError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(without_sections(str(error))) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shapray.api import Scores, like, prepared, score
+from shapray.api import Prepared, Scores, like, prepared, score
 from shapray.arguments import (
     about,
     kind_of,
@@ -262,10 +262,10 @@ def compress(
     console = PlainConsole(quiet=not progress)
     scores = first.run(progress)
     console.print(repr(scores))
-    cut = _in_rounds(asked, chooser, scores, model, images, labels, scoring, console)
+    cut = _in_rounds(chooser, first, scores, model, labels, scoring, console)
     made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing, console)
     small = made.network
-    example = images[:1].to(like(small))
+    example = first.images.pixels[:1].to(like(small))
     n_removed, n_units = sum(map(len, cut.values())), scores.scores.num_rows
     console.print(f"{n_removed} of {n_units} units removed, {_in_words(repairing)}")
     for line in (*made.done, *made.notes):
@@ -279,11 +279,10 @@ def compress(
 
 
 def _in_rounds(
-    asked: Prune,
     first: Chooser,
+    ready: Prepared,
     scores: Scores,
     model: nn.Module,
-    images: Tensor,
     labels: Tensor | Sequence[int] | None,
     scoring: Mapping[str, Any],
     console: PlainConsole,
@@ -291,12 +290,14 @@ def _in_rounds(
     """The units that go by all rounds.
 
     Args:
-        first, scores: of the whole network.
+        first, ready, scores: of the whole network.
+        model: it, where it lies.
         scoring: how it was scored, and what is left of it is.
     """
-    whole, pixels = scorable(model), pixels_of(images)
+    asked, pixels, memory = first.prune, ready.images.pixels, ready.cluster.memory_per_worker
     targets = labels_of(labels, len(pixels))
-    decision = Decision(1, first, *ranked(first, scores.scores, whole, pixels, targets))
+    found = ranked(first, scores.scores, ready.model, pixels, targets, memory)
+    decision = Decision(1, first, *found)
     names = [glob.escape(name) for name in first.n_units]
     again = {**scoring, "groups": names, "progress": not console.quiet}
     repairing = {"repair": list(repairs_between(asked))}
@@ -305,19 +306,20 @@ def _in_rounds(
         cut = decision.cut(size)
         if not decision.takes_more(cut):
             continue  # the same network would get the same scores
-        made = _repaired(model, cut, images, labels, scoring.get("seed", 0), repairing, console)
+        made = _repaired(model, cut, pixels, labels, scoring.get("seed", 0), repairing, console)
         for note in made.notes:
             console.print(f"round {number}: {note}")
-        scores = score(made.network, images, labels, **again)
+        scores = score(made.network, pixels, labels, **again)
         console.print(f"round {number} of {asked.rounds}: {scores!r}")
         scored = set(scores.scores["group"].to_pylist())
         reasons = dict(zip(*(scores.groups[key].to_pylist() for key in ("group", "reason"))))
         for name in first.n_units:
             if name not in scored:
-                reason = reasons.get(name, "is not there any more")
+                reason = reasons.get(name, "it is not found any more")
                 console.print(f"round {number}: group {name} keeps what it has: {reason}")
         chooser = first.after(cut, scored)
-        own, losses = ranked(chooser, scores.scores, scorable(made.network), pixels, targets)
+        left = scorable(made.network)
+        own, losses = ranked(chooser, scores.scores, left, pixels, targets, memory)
         decision = Decision(number, chooser, of_the_whole(own, first.n_units, cut), losses)
     return decision.cut(last)
 

@@ -324,6 +324,18 @@ def test_what_cannot_be_is_said_before_anything_is_scored(digits, capsys, change
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["leave_one_out", "taylor", "jacobian"])
+def test_a_criterion_that_compares_outputs_wants_two(capsys, name):
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 1)
+    )
+    asked = {"value": "target_logit", "ratio": 0.5, "rank_by": name}
+    message = f"^rank_by: criterion {name} is by the cross-entropy of two outputs or more"
+    with pytest.raises(ValueError, match=message):
+        shapray.compress(network, torch.randn(9, 3, 8, 8), [0] * 9, **asked, **SETTINGS)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_network_that_cannot_be_trained_is_refused_before_anything_is_scored(capsys):
     images = torch.randn(20, 3, 8, 8)
     settings = SETTINGS | {"progress": True}

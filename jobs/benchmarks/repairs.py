@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from jobs.benchmarks import grail
 from jobs.benchmarks.draws import Trained
 from shapray.network.surgery import prune_model
-from shapray.pruning.repair.augment import views
+from shapray.pruning.repair.augment import look_alike, views
 from shapray.pruning.repair.batchnorm import batchnorm
 from shapray.pruning.repair.least_squares import VIEWS, least_squares
 
@@ -30,7 +30,7 @@ class Repairs:
 
     def by_least_squares(self, cut: Removed) -> Made:
         model, groups = self.trained.model, self.trained.groups
-        seen = views(self.images, VIEWS, seed=0)
+        seen = views(self.images, VIEWS, seed=0, mirror=look_alike(model, self.images))
         repaired = least_squares(model, model, groups, cut, seen).network
         yield OWN, self._small(repaired, cut), None
 

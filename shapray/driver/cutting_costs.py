@@ -26,7 +26,7 @@ from shapray.worker.costs import Survey
 PASSES = {"apoz": 1, "taylor": 3, "taylor_signed": 3, "obd": 3, "jacobian": 4}  # of a criterion
 COALITIONS = {"leave_one_out": 1, "shapley_sampled": 0}  # per active unit; 0: the permutations
 GRAM_PASSES = 10  # the sums that obs needs, of all layers together
-FITTED = 20  # a repair by least squares, of every view
+FITTED = 10  # a fit by least squares of all layers, of every view
 RENEWED = 2  # new statistics of the BatchNorms
 TAUGHT = 4  # a step of distillation: one network forward, the other forward and back
 LOSSES = 6  # a flat group's losses by one ranking, and once more for what they have in common

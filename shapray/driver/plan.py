@@ -76,7 +76,6 @@ def plan(inputs: Inputs) -> Plan:
             setup.model,
             setup.groups,
             example,
-            job.cluster.memory_per_worker,
             AsScored(job.score, calibration.ids),
         )
     except ValueError as error:

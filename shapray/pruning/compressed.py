@@ -13,7 +13,8 @@ from shapray.network.group import Group
 from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import Settings, drop_unreached
-from shapray.pruning.repair.augment import views
+from shapray.pruning.criteria import MEMORY
+from shapray.pruning.repair.augment import look_alike, views
 from shapray.pruning.repair.batchnorm import batchnorm
 from shapray.pruning.repair.distill import distill
 from shapray.pruning.repair.least_squares import VIEWS, least_squares
@@ -21,7 +22,6 @@ from shapray.pruning.repair.walk import images_that_fit
 from shapray.text import some
 
 NOTHING: Settings = {}
-ROOM = 2**32  # bytes, of a process whose memory nobody has set a limit to
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def compressed(
         seed: of what is drawn.
         progress: of a distillation; see there.
         n_fitted: images that a fit by least squares may hold the activations of, views of the
-            same image counted; None: all images, and views as far as `ROOM` goes.
+            same image counted; None: all images, and views as far as `MEMORY` goes.
         most: bytes that all images' inputs of one BatchNorm may take; see there.
     Raises:
         ValueError: a network that cannot be trained.
@@ -80,17 +80,15 @@ def compressed(
         batchnorm(start, images, most=most)
     if "least_squares" in repair:
         if n_fitted is None:
-            n_fitted = max(len(images), images_that_fit(fold(whole, images[:1]), images[:1], ROOM))
+            fit = images_that_fit(fold(whole, images[:1]), images[:1], MEMORY)
+            n_fitted = max(len(images), fit)
         fitted = images[:n_fitted]
         n_views = min(VIEWS, n_fitted // len(fitted))
-        if len(fitted) < len(images):
-            notes.append(
-                f"least_squares: fitted on {len(fitted)} of {len(images)} images, as many as the "
-                "memory of a worker holds (cluster.memory_per_worker)"
-            )
-        seen = views(fitted, n_views, seed)
+        seen = views(fitted, n_views, seed, mirror=look_alike(whole, fitted))
         refitted = least_squares(whole, start, groups, removed, seen, seed)
         start = refitted.network
+        if refitted.layers:
+            notes += _fewer(len(fitted), len(images), n_views)
         reasons: dict[str, list[str]] = {}
         for layer, reason in refitted.left_out.items():
             reasons.setdefault(reason, []).append(layer)
@@ -124,3 +122,14 @@ def compressed(
                 "undone; a lower prune.distill.learning_rate may"
             )
     return Compressed(network, unreached.settings, tuple(done), tuple(notes))
+
+
+def _fewer(n_fitted: int, n_images: int, n_views: int) -> list[str]:
+    """What of the images a fit could not see."""
+    why = "as many as the memory holds (cluster.memory_per_worker of a job)"
+    if n_fitted < n_images:
+        return [f"least_squares: fitted on {n_fitted} of {n_images} images, {why}"]
+    if n_views < VIEWS:
+        s = "s" * (n_views > 1)
+        return [f"least_squares: fitted on {n_views} view{s} of an image, not {VIEWS}, {why}"]
+    return []

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from shapray.config import Prune
 from shapray.network.group import Group
-from shapray.pruning.criteria import CRITERIA, MEMORY, check_criterion
+from shapray.pruning.criteria import CRITERIA, check_criterion
 from shapray.pruning.criteria.inputs import AsScored
 from shapray.pruning.repair.distill import FEWEST_IMAGES, check_trainable
 
@@ -16,7 +16,6 @@ def check_ways(
     network: nn.Module,
     groups: Sequence[Group],
     image: Tensor,
-    memory: int = MEMORY,
     as_scored: AsScored | None = None,
 ) -> None:
     """The network allows the criteria that it is to be ranked by, and the training.
@@ -25,14 +24,14 @@ def check_ways(
         network: in eval mode, float32.
         groups: those to score.
         image: (1, channels, height, width) float32, on the network's device.
-        memory, as_scored: see `criterion`.
+        as_scored: see `criterion`.
     Raises:
         ValueError: names the key of `prune`.
     """
     for name in prune.rank_by:
         if name in CRITERIA:
             try:
-                check_criterion(name, network, groups, image, memory, as_scored)
+                check_criterion(name, network, groups, image, as_scored)
             except ValueError as error:
                 raise ValueError(f"rank_by: {error}") from error
     if "distill" in prune.repair:

@@ -11,14 +11,19 @@ from shapray.config import Prune
 from shapray.engine.trace import fold
 from shapray.network.find import find_groups
 from shapray.network.group import Group
-from shapray.pruning.criteria import criterion
+from shapray.pruning.criteria import MEMORY, criterion
 from shapray.pruning.cuts import Chooser, Losses
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
 
 
 def ranked(
-    chooser: Chooser, table: pa.Table, network: nn.Module, images: Tensor, labels: Tensor | None
+    chooser: Chooser,
+    table: pa.Table,
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    memory: int = MEMORY,
 ) -> tuple[Ranking, Losses]:
     """The order of a network's units, and their losses where the allocation is measured.
 
@@ -27,13 +32,14 @@ def ranked(
         table: ``scores.parquet`` of the network.
         network: in eval mode.
         images, labels: (n, channels, height, width) float32 and (n,) int64, that it was scored on.
+        memory: bytes that a criterion may take, with the process.
     Raises:
         ValueError: the network lacks a group, or a criterion says nothing of it.
     """
     asked = chooser.prune
     names = list(dict.fromkeys(table["group"].to_pylist()))
     scored = named(find_groups(network, images[:1]), names)
-    table = _with_criteria(table, network, scored, images, labels, asked)
+    table = _with_criteria(table, network, scored, images, labels, asked, memory)
     per_unit = {name: chooser.sizes.macs_of_a_unit(name, chooser.gone) for name in names}
     [ranking] = rankings(table, asked, per_unit)
     losses, repaired = {}, "least_squares" in asked.repair
@@ -62,11 +68,12 @@ def _with_criteria(
     images: Tensor,
     labels: Tensor | None,
     asked: Prune,
+    memory: int,
 ) -> pa.Table:
     for name in needed_criteria(asked):
         if name not in table.column_names:
             try:
-                of_groups = criterion(name, network, groups, images, labels)
+                of_groups = criterion(name, network, groups, images, labels, memory=memory)
             except ValueError as error:
                 if name not in asked.rank_by:
                     warnings.warn(f"left out: {error}", stacklevel=2)  # auto does without

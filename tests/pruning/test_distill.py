@@ -14,7 +14,7 @@ from shapray.inputs.images import open_images
 from shapray.inputs.model import build_model
 from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import tally
-from shapray.pruning.repair.augment import blend, move, views
+from shapray.pruning.repair.augment import blend, look_alike, move, views
 from shapray.pruning.repair.blocks import find_blocks
 from shapray.pruning.repair.distill import distill
 from shapray.zoo import resnet20
@@ -212,20 +212,38 @@ def test_images_are_shifted_by_an_eighth_at_most_and_mirrored():
     middle = kept[:, 0, 8, 12]
     shifts = {(int(m) // 24 - 8, int(m) % 24 - 12) for m in middle}
     assert shifts == {(down, right) for down in range(-2, 3) for right in range(-3, 4)}
-    mirrored = move(x, random)
+    mirrored = move(x, random, mirror=True)
     backwards = mirrored[:, 0, 8, 12] > mirrored[:, 0, 8, 13]
     assert 150 < int(backwards.sum()) < 250
 
 
 def test_views_of_images_come_behind_the_images():
     images = torch.randn(5, 3, 16, 16)
-    seen = views(images, 3, seed=0)
+    seen = views(images, 3, seed=0, mirror=True)
     assert seen.shape == (15, 3, 16, 16)
     assert torch.equal(seen[:5], images)
     assert not any(torch.equal(view, image) for view in seen[5:] for image in images)
-    assert torch.equal(seen, views(images, 3, seed=0))
-    assert not torch.equal(seen, views(images, 3, seed=1))
-    assert torch.equal(views(images, 1, seed=0), images)
+    assert torch.equal(seen, views(images, 3, seed=0, mirror=True))
+    assert not torch.equal(seen, views(images, 3, seed=1, mirror=True))
+    assert torch.equal(views(images, 1, seed=0, mirror=True), images)
+
+
+def test_images_are_mirrored_where_the_network_says_the_same_of_them():
+    class Half(nn.Module):
+        """Which half of an image is brighter, by two outputs or by the sign of one."""
+
+        def __init__(self, across, n):
+            super().__init__()
+            self.across, self.n = across, n
+
+        def forward(self, x):
+            means = x.mean((1, self.across)).unfold(1, 4, 4).mean(2)  # (n, 2)
+            return means if self.n == 2 else means[:, :1] - means[:, 1:]
+
+    images = torch.randn(300, 3, 8, 8)
+    for n in (1, 2):
+        assert look_alike(Half(3, n), images)  # the upper half stays the upper one
+        assert not look_alike(Half(2, n), images)
 
 
 def test_blends_have_blended_targets():

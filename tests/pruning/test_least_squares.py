@@ -326,7 +326,7 @@ def test_of_very_many_positions_some_are_taken_by_the_seed(digits, monkeypatch):
         taken.append(regression.n)
         return solve(regression, *args)
 
-    monkeypatch.setattr(module, "MAX_ROWS", 2000)
+    monkeypatch.setattr(module, "REFIT_ROWS", 2000)
     monkeypatch.setattr(module.Regression, "solve", watch)
     one, same, other = (
         refitted(model, removed, calibration, seed=seed).network for seed in (0, 0, 1)

@@ -106,15 +106,29 @@ def test_mean_and_variance_are_those_of_the_new_outputs(name):
             layer, inputs, targets = problem(name)
 
 
-def test_other_targets_for_the_same_rows():
-    layer, inputs, targets = problem("plain")
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("name", LAYERS)
+def test_targets_that_are_free_below_zero(name, share):
+    """Beside a fit to targets that are spelled out."""
+    layer, inputs, wanted = problem(name)
+    given = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    rest = torch.randn(wanted.shape)
     for n_rows in (0, sys.maxsize):
-        again = Regression(layer, layer.bias, True, n_rows)
-        again.add(lambda: [(inputs, targets)], 0.5, seed=3)
-        first = again.solve()
-        again.replace_targets(lambda: [(inputs, targets + 1)], 0.5, seed=3)
-        second = again.solve()
-        assert_same(second, first.weight, first.bias + 1, 1e-5)
+        free, spelled = (Regression(layer, given, True, n_rows) for _ in range(2))
+        free.add(lambda: [(inputs, wanted - rest)], share, seed=3)
+        first = free.solve()
+        free.free_below_zero(first, lambda: [(inputs, wanted, rest)], share, seed=3)
+        along = 1 if isinstance(layer, nn.Conv2d) else -1
+        bias = first.bias.view([-1 if d == along % wanted.ndim else 1 for d in range(wanted.ndim)])
+        kept = layer.weight.clone()
+        layer.weight.copy_(first.weight)
+        found = layer(inputs) - (0 if layer.bias is None else given.view(bias.shape)) + bias + rest
+        layer.weight.copy_(kept)
+        targets = torch.where(wanted > 0, wanted, found.clamp(max=0)) - rest
+        spelled.add(lambda targets=targets: [(inputs, targets)], share, seed=3)
+        second, expected = free.solve(), spelled.solve()
+        assert_same(second, expected.weight, expected.bias, 1e-5)
+        assert not torch.equal(second.weight, first.weight)
 
 
 def test_a_share_of_the_rows_is_drawn_by_the_seed():
@@ -142,6 +156,33 @@ def test_a_share_of_the_rows_has_their_own_targets(name):
     some.add(lambda: zip(inputs.split(70), other(inputs).split(70)), 0.6, seed=0)
     expected = torch.zeros(len(layer.weight)) if other.bias is None else other.bias
     assert_same(some.solve(ridge=1e-9), other.weight, expected, 1e-3)
+
+
+def later(layer: nn.Conv2d, **settings: object) -> nn.Conv2d:
+    """A layer that was made with other settings."""
+    for name, value in settings.items():
+        setattr(layer, name, value)
+    return layer
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"padding": (0, 0)},
+        {"padding": 2, "dilation": 2},
+        {"stride": 2},
+        {"stride": (1, 2), "padding": (2, 0), "dilation": (1, 2)},
+    ],
+)
+def test_settings_that_were_changed_later_count(settings, share):
+    layer, other = (
+        later(nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False), **settings) for _ in range(2)
+    )
+    inputs = torch.randn(160, 3, 9, 8)
+    some = Regression(layer, layer.bias, True, sys.maxsize)
+    some.add(lambda: zip(inputs.split(70), other(inputs).split(70)), share, seed=0)
+    assert_same(some.solve(ridge=1e-9), other.weight, other.bias, 1e-3)
 
 
 def test_patches_are_spelled_out_in_parts(monkeypatch):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from shapray.inputs.lazy import Pixels
@@ -105,7 +106,9 @@ def criterion(
     assert not model.training
     if not groups:
         return {}
-    scores = asked.scores(Inputs(model, groups, images, labels, seed, batch, memory, as_scored))
+    inputs = Inputs(model, groups, images, labels, seed, batch, memory, as_scored)
+    _check_outputs(name, asked, inputs)
+    scores = asked.scores(inputs)
     for group, values in scores.items():
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
@@ -122,7 +125,6 @@ def check_criterion(
     model: nn.Module,
     groups: Sequence[Group],
     image: Tensor,
-    memory: int = MEMORY,
     as_scored: AsScored | None = None,
 ) -> None:
     """Raise what `criterion` would for a network or group that it says nothing of, in little time.
@@ -132,9 +134,23 @@ def check_criterion(
     Raises:
         ValueError: as `criterion`'s, but for values that are not finite.
     """
-    check = _named(name).check
-    if check is not None and groups:
-        check(Inputs(model, groups, image, None, 0, 1, memory, as_scored))
+    asked, inputs = _named(name), Inputs(model, groups, image, None, 0, 1, MEMORY, as_scored)
+    if groups:
+        _check_outputs(name, asked, inputs)
+        if asked.check is not None:
+            asked.check(inputs)
+
+
+def _check_outputs(name: str, asked: Criterion, inputs: Inputs) -> None:
+    """Raise ValueError for a cross-entropy that is always 0."""
+    if asked.loss:
+        with torch.inference_mode():
+            n_outputs = inputs.model(inputs.images[:1].to(inputs.device)).shape[1]
+        if n_outputs < 2:
+            raise ValueError(
+                f"criterion {name} is by the cross-entropy of two outputs or more, and the network "
+                f"has {n_outputs}; rank by another, such as mean_abs or l1_norm"
+            )
 
 
 def _named(name: str) -> Criterion:

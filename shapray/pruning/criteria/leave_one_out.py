@@ -5,7 +5,6 @@ import torch
 
 from shapray.engine.network_game import NetworkSplit
 from shapray.pruning.criteria.inputs import Inputs
-from shapray.shapley.values import check_outputs
 
 VALUE = "neg_cross_entropy"
 
@@ -15,9 +14,6 @@ def leave_one_out(inputs: Inputs) -> dict[str, np.ndarray]:
     cross-entropy: exact, in float32; what lies before the consumers is computed once an image.
 
     It misses redundancy: of two units that do the same, neither is missed alone.
-
-    Raises:
-        ValueError: the network has one output, whose cross-entropy is always 0.
     """
     return {
         group.name: _losses(inputs.scorer.split(group.name, "float32"), inputs)
@@ -26,7 +22,6 @@ def leave_one_out(inputs: Inputs) -> dict[str, np.ndarray]:
 
 
 def _losses(split: NetworkSplit, inputs: Inputs) -> np.ndarray:
-    check_outputs(VALUE, split.n_outputs)
     n_units = split.group.n_units
     total = torch.zeros(n_units, dtype=torch.float64)
     at_once = min(inputs.batch, split.images_at_once(1))

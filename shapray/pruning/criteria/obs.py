@@ -58,8 +58,6 @@ def _sites(inputs: Inputs, folded: fx.GraphModule, group: Group) -> list[Site]:
     if len(sites) < len(consumers):
         name, reason = next((name, why) for name, why in left_out.items() if name in consumers)
         raise ValueError(f"criterion obs, group {group.name}: {name}: {reason}")
-    widths = {site.layer: _layer(folded, site).weight[0].numel() for site in sites}
-    _check_memory(inputs, group, widths)
     return sites
 
 
@@ -67,6 +65,7 @@ def _scores(inputs: Inputs, images: Tensor, folded: fx.GraphModule, group: Group
     consumers = {consumer.module: consumer for consumer in group.consumers}
     sites = _sites(inputs, folded, group)
     layers = {site.layer: _layer(folded, site) for site in sites}
+    _check_memory(inputs, group, {name: layer.weight[0].numel() for name, layer in layers.items()})
     walk = Walk(folded, images, IMAGES_AT_ONCE)
     kept = {name for site in sites for name in (walk.source(site.call), site.call)}
     readers = []

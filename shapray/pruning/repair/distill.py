@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray.inputs.lazy import Pixels
-from shapray.pruning.repair.augment import blend, move
+from shapray.pruning.repair.augment import blend, look_alike, move
 from shapray.pruning.repair.blocks import find_blocks, outputs_of
 from shapray.text import one_line
 
@@ -75,7 +75,7 @@ def distill(
         cut: the network after it, in eval mode and left so: its BatchNorms keep their statistics.
         images: (n, channels, height, width) float32, on any device.
         labels: (n,) int64; if given, the cross-entropy is minimised as well, with the same weight
-            as the divergence, and no image is mirrored, since a mirrored 2 is no 2.
+            as the divergence.
         steps: of Adam.
         lr: its largest learning rate: reached after a tenth of the steps, 0 after the last.
         batch: images a step, or all there are if they are fewer.
@@ -98,7 +98,9 @@ def distill(
             f"give {FEWEST_IMAGES} or more"
         )
     chosen = torch.randperm(len(images), generator=random)[:EXAMINED]
-    examined = move(images[chosen].to(device), random, mirror=labels is None)
+    examined = images[chosen].to(device)
+    mirror = look_alike(whole, examined)
+    examined = move(examined, random, mirror)
     exam = _Exam(whole, blend(examined, None, random)[0].split(batch))
     targets = None if labels is None else F.one_hot(labels, exam.right.shape[1]).float().to(device)
     if blocks is None:
@@ -109,14 +111,15 @@ def distill(
     if progress:
         progress(0, steps, loss)
     with _all_trainable(cut):
-        adam = torch.optim.Adam(cut.parameters(), lr)
+        adam = torch.optim.Adam([p for p in cut.parameters() if p.requires_grad], lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda done: _pace(done, steps))
         for step in range(1, steps + 1):
             chosen = torch.randperm(len(images), generator=random)[:batch]
-            seen = move(images[chosen].to(device), random, mirror=labels is None)
+            seen = move(images[chosen].to(device), random, mirror)
             seen, wanted = blend(seen, None if targets is None else targets[chosen], random)
             adam.zero_grad()
-            _backward(_loss(whole, cut, seen, blocks, wanted))
+            with _why_not():
+                _derive(_loss(whole, cut, seen, blocks, wanted))
             adam.step()
             schedule.step()
             if step * CHECKS // steps > (step - 1) * CHECKS // steps:
@@ -136,8 +139,8 @@ def check_trainable(network: nn.Module, image: Tensor) -> None:
         network: in eval mode.
         image: (1, channels, height, width) float32, on its device.
     """
-    with torch.enable_grad(), _all_trainable(network):
-        _backward(network(image.clone()).sum())
+    with torch.enable_grad(), _all_trainable(network), _why_not():
+        _derive(network(image.clone()).sum())
 
 
 def in_words(step: int, steps: int, loss: float) -> str:
@@ -165,17 +168,23 @@ def _loss(
     return loss
 
 
-def _backward(loss: Tensor) -> None:
+def _derive(loss: Tensor) -> None:
     if not loss.requires_grad:
         raise ValueError(
             "the network cannot be trained: its outputs have no derivatives; is its forward under "
             "torch.no_grad, or does it detach what it computes?"
         )
+    loss.backward()
+
+
+@contextlib.contextmanager
+def _why_not() -> Iterator[None]:
+    """What autograd cannot do within the context is a ValueError that says so."""
     try:
-        loss.backward()
+        yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # what the network's forward did not keep, or did without
+    except RuntimeError as error:  # what the network's forward did not keep, or overwrites
         raise ValueError(f"the network cannot be trained: {one_line(error)}") from error
 
 
@@ -206,9 +215,11 @@ class _Exam:
 
 @contextlib.contextmanager
 def _all_trainable(network: nn.Module) -> Iterator[None]:
-    before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    parameters = [p for p in network.parameters() if p.is_floating_point()]
+    before = [(parameter, parameter.requires_grad) for parameter in parameters]
     try:
-        network.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         yield
     finally:
         for parameter, trainable in before:

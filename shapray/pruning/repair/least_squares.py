@@ -26,7 +26,7 @@ from shapray.pruning.repair.regression import Fit, Regression
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
 
-MAX_ROWS = 2**16  # of a layer that is refitted once: more images tell more than all positions
+REFIT_ROWS = 2**16  # of a layer that is refitted once: more images tell more than all positions
 VIEWS = 4  # of an image, for a fit: 256 as they are know too little of what others look like
 IMAGES_AT_ONCE = 32
 PASSES = 2  # of a fit whose target is free below zero, after the first
@@ -111,7 +111,7 @@ def _refit(
     wanted, inputs = whole.of(site.total), thin.of(thin.source(site.call))
     added = [total - own for total, own in zip(thin.of(site.total), thin.of(site.call))]
     n_rows = thin.n_rows(site.call, layer.weight.shape[0])
-    share = min(1.0, MAX_ROWS / n_rows)
+    share = min(1.0, REFIT_ROWS / n_rows)
     regression = Regression(
         layer, bias_of(layer), may_have_bias(network, site), int(n_rows * share), channels
     )
@@ -120,18 +120,12 @@ def _refit(
         for x, all_of_it, rest in zip(inputs, wanted, added):
             yield x, all_of_it - rest
 
-    def targets_above_zero() -> Iterable[tuple[Tensor, Tensor]]:
-        for x, all_of_it, rest in zip(inputs, wanted, added):
-            free = (layer(x) + rest).clamp(max=0)
-            yield x, torch.where(all_of_it > 0, all_of_it, free) - rest
-
     regression.add(targets, share, seed)
     fit = regression.solve()
-    _set(layer, fit)
     for _ in range(PASSES if site.rectified else 0):
-        regression.replace_targets(targets_above_zero, share, seed)
+        regression.free_below_zero(fit, lambda: zip(inputs, wanted, added), share, seed)
         fit = regression.solve()
-        _set(layer, fit)
+    _set(layer, fit)
     _write(network, site, fit)
     for batch, (x, rest) in enumerate(zip(inputs, added)):
         again = layer(x)

@@ -16,8 +16,9 @@ MAX_ROWS = 2**18  # of a regression that many fits are made of; of more, some ar
 UNFOLDED_NUMBERS = 2**24  # of patches that are spelled out at once
 _TINY = torch.finfo(torch.float32).tiny  # keeps a system solvable where all features are zero
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""What the layer reads and what it should put out, batch by batch; can be gone through again."""
+Batches = Callable[[], Iterable[tuple[Tensor, ...]]]
+"""What the layer reads and something of the shape of its outputs, batch by batch; can be gone
+through again."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ class Regression:
         self.read = torch.arange(self.n_channels, device=device)
         if channels is not None:
             self.read = self.read[channels.to(device)]
-        weight = layer.weight.detach()[:, self.read].double()
-        self.taps = weight[0, 0].numel()
-        self.now = weight.unflatten(0, (self.groups, -1)).flatten(2).mT  # (groups, features, out)
+        self.taps = layer.weight[0, 0].numel()
+        self.now = self._by_feature(layer.weight.detach().double())
         n_features = self.now.shape[1]
         self.keeps_rows = n_rows < n_features
         self.rows: list[Tensor] = []  # each (groups, features, n)
@@ -86,6 +86,7 @@ class Regression:
         """Take rows in.
 
         Args:
+            batches: inputs, and the outputs that are wanted.
             share: of the rows, by chance.
             seed: of the chance.
         """
@@ -100,31 +101,48 @@ class Regression:
             self.sum_y += y.sum(1, keepdim=True, dtype=torch.float64)
             self.n += x.shape[2]
 
-    def replace_targets(self, batches: Batches, share: float = 1.0, seed: int = 0) -> None:
-        """The same rows with other targets; `share` and `seed` as they were added with."""
+    def free_below_zero(
+        self, fit: Fit, batches: Batches, share: float = 1.0, seed: int = 0
+    ) -> None:
+        """Other targets for the same rows: where a sum is wanted that is not above zero, what a fit
+        puts out is right if it stays below.
+
+        Args:
+            fit: the last one.
+            batches: inputs, the sum wanted of the layer's output and a rest, and that rest.
+            share, seed: as the rows were added with.
+        """
         self.targets.clear()
         self.moment.zero_()
         self.sum_y.zero_()
-        for x, y in self._parts(batches, share, seed):
+        weight = self._by_feature(fit.weight)
+        bias = fit.bias.unflatten(0, (self.groups, 1, -1))
+        for x, wanted, rest in self._parts(batches, share, seed):
+            found = x.mT @ weight + bias + rest
+            y = torch.where(wanted > 0, wanted, found.clamp(max=0)) - rest
             if self.keeps_rows:
                 self.targets.append(y)
             else:
                 self.moment += (x @ y).double()
             self.sum_y += y.sum(1, keepdim=True, dtype=torch.float64)
 
-    def _parts(self, batches: Batches, share: float, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def _parts(self, batches: Batches, share: float, seed: int) -> Iterable[tuple[Tensor, ...]]:
         random = torch.Generator().manual_seed(seed)
         per_position = self.now.shape[1] * self.groups
-        for inputs, targets in batches():
-            n_positions = targets[0].numel() // self.layer.weight.shape[0]
+        for inputs, *outputs in batches():
+            n_positions = outputs[0][0].numel() // self.layer.weight.shape[0]
             step = max(1, int(UNFOLDED_NUMBERS / (per_position * n_positions * share)))
             for start in range(0, len(inputs), step):
-                x, y = inputs[start : start + step], targets[start : start + step]
+                x, *some = (part[start : start + step] for part in (inputs, *outputs))
                 chosen = None
                 if share < 1:
                     drawn = torch.rand(len(x) * n_positions, generator=random) < share
                     chosen = drawn.nonzero()[:, 0].to(x.device)
-                yield self._features(x, chosen), self._outputs(y, chosen)
+                yield self._features(x, chosen), *(self._outputs(y, chosen) for y in some)
+
+    def _by_feature(self, weight: Tensor) -> Tensor:
+        """A layer's weights by what they are multiplied with: (groups, features, out)."""
+        return weight[:, self.read].unflatten(0, (self.groups, -1)).flatten(2).mT
 
     def _features(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:
         """(groups, features, n).
@@ -221,8 +239,13 @@ def _raised(system: Tensor, penalty: Tensor) -> Tensor:
 def _padded(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
     """As the layer pads: by numbers or words ("same"), with zeros or by reflection, repetition or
     wrapping around."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return nn.functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    if layer.padding_mode != "zeros":
+        sides = layer._reversed_padding_repeated_twice
+        return nn.functional.pad(inputs, sides, mode=layer.padding_mode)
+    if isinstance(layer.padding, str):
+        return nn.functional.pad(inputs, layer._reversed_padding_repeated_twice)
+    down, right = _two(layer.padding)  # what the layer reads, also if it was set later
+    return nn.functional.pad(inputs, (right, right, down, down))
 
 
 def _patches(layer: nn.Conv2d, padded: Tensor, chosen: Tensor) -> Tensor:
@@ -232,9 +255,9 @@ def _patches(layer: nn.Conv2d, padded: Tensor, chosen: Tensor) -> Tensor:
         chosen: (n,) int64, positions of its output, of all images one after the other.
     """
     taps = []  # per dimension: how many positions there are, and what is read for each
-    for dim in (0, 1):
-        stride, gap, size = layer.stride[dim], layer.dilation[dim], layer.kernel_size[dim]
-        n = (padded.shape[dim + 2] - gap * (size - 1) - 1) // stride + 1
+    settings = zip(_two(layer.stride), _two(layer.dilation), _two(layer.kernel_size))
+    for length, (stride, gap, size) in zip(padded.shape[2:], settings):
+        n = (length - gap * (size - 1) - 1) // stride + 1
         at = torch.arange(n)[:, None] * stride + torch.arange(size) * gap
         taps.append(at.to(padded.device))
     rows, columns = taps
@@ -246,3 +269,8 @@ def _patches(layer: nn.Conv2d, padded: Tensor, chosen: Tensor) -> Tensor:
         rows[place // n_columns][:, :, None],
         columns[place % n_columns][:, None, :],
     ]
+
+
+def _two(setting: int | tuple[int, ...]) -> tuple[int, int]:
+    """Of height and width; a layer whose setting was changed may have one number for both."""
+    return (setting, setting) if isinstance(setting, int) else (setting[0], setting[1])

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from shapray.engine.network_game import PROCESS_BYTES
 
-SHARE = 0.75  # of the memory; the rest is for patches and sums
+SHARE = 0.6  # of the memory; the rest is for calibration images that are kept, patches and sums
 
 
 class Walk:
@@ -108,7 +108,7 @@ class Walk:
 
 
 def images_that_fit(graph: nn.Module, example: Tensor, memory: int) -> int:
-    """How many images two walks side by side may have.
+    """How many images two walks side by side may have, the images themselves counted.
 
     Args:
         graph: from `engine.trace.fold`; where it is no graph, nothing walks, and one image fits.
@@ -126,4 +126,4 @@ def images_that_fit(graph: nn.Module, example: Tensor, memory: int) -> int:
             alive = sum(v.nbytes for v in walk.values[0].values() if isinstance(v, Tensor))
             most = max(most, alive)
     room = memory - PROCESS_BYTES if device.type == "cpu" else memory
-    return max(1, int(room * SHARE // (2 * most)))
+    return max(1, int(room * SHARE // (2 * most + 2 * example.nbytes)))
