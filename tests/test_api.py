@@ -52,6 +52,7 @@ def test_its_values_are_those_of_a_job_to_the_bit(digits, tmp_path):
             assert pq.read_table(file).equals(table), name
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_workers_on_ray_give_the_same(digits, shared_ray):
     _, model, calibration, _ = digits

@@ -98,6 +98,7 @@ def places(cluster, n_workers, folder):
     return found
 
 
+@pytest.mark.slow
 def test_workers_are_put_where_their_resources_are(nodes, tmp_path):
     first = nodes.add_node(num_cpus=2, num_gpus=2, object_store_memory=STORE).node_id
     second = nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE).node_id

@@ -260,6 +260,7 @@ def test_a_task_that_kills_every_worker_is_set_aside(pool, tmp_path, monkeypatch
     assert len(starts(tmp_path / "deadly")) == 3
 
 
+@pytest.mark.slow
 def test_short_tasks_that_come_in_batches_are_done_once_whatever_happens(pool, tmp_path):
     names = [f"task-{i}" for i in range(5000)]
     for i in range(2000, 5000, 2000):
@@ -314,8 +315,18 @@ def test_a_worker_that_cannot_be_made_is_the_users_error():
     ("make", "error", "message"),
     [
         (leaving, JobError, r"ended by sys.exit\('usage: net.py CONFIG'\) in .*test_ray_pool.py"),
-        (Importing, JobError, r"ended by sys.exit\(5\) in .*module.py, line 2"),
-        (out_of_reach, StorageError, "cannot read s3://bucket/images"),
+        pytest.param(
+            Importing,
+            JobError,
+            r"ended by sys.exit\(5\) in .*module.py, line 2",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            out_of_reach,
+            StorageError,
+            "cannot read s3://bucket/images",
+            marks=pytest.mark.slow,
+        ),
         (broken, ClusterError, r"(?s)cannot be set up: AssertionError: 3 .*Traceback.*in broken"),
     ],
 )

@@ -123,6 +123,7 @@ def test_a_budget_of_a_begun_run_keeps_its_permutations(tmp_path, memory, capsys
     assert memory.read_json("run.json")["job"]["score"]["permutations"] == 4
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_budget_shows_the_choice(tmp_path, memory, capsys):
     assert main([str(write_job(tmp_path, output=OUTPUT)), "--plan", "--budget", "1d"]) == 0
     assert "--budget 1d: 1024 permutations" in capsys.readouterr().out
@@ -197,6 +198,7 @@ def test_workers_of_this_machine_need_their_processors(forecast):
     assert workers_here(cluster.model_copy(update={"cpus_per_worker": 2})) == one // 2
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_on_a_cluster_its_workers_are_timed_and_counted(shared_ray, tmp_path, monkeypatch):
     job = load_job(write_job(tmp_path, cluster__workers="auto", score__groups=["conv3"]))

@@ -125,7 +125,9 @@ def test_sizes_are_shares_of_the_whole_network_and_are_met(in_rounds):
     assert metrics["rounds"] == N_ROUNDS
     rivals = [(found["criterion"], found["rounds"]) for found in metrics["criteria"]]
     assert rivals == [("shapley", 1), ("l1_norm", 1)]
-    assert all((MACS - 0.03) * whole < f["multiply_adds"] <= after for f in metrics["criteria"])
+    sizes = [found["multiply_adds"] for found in metrics["criteria"]]
+    assert (MACS - 0.03) * whole < min(sizes)
+    assert max(sizes) <= 1.005 * after  # whole units
     curve = pq.read_table(in_rounds / "prune/curve.parquet")
     assert not curve.schema.field("rounds").nullable
     rows = {(r["criterion"], r["repair"], r["size"], r["rounds"]) for r in curve.to_pylist()}
@@ -198,6 +200,7 @@ def test_a_second_command_scores_nothing_and_reads_the_networks(copied, in_round
     assert (copied / "rounds/3/scores.parquet").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_that_is_killed_in_round_2_goes_on_there(copied, in_rounds, tmp_path):
     job, output = job_of_rounds(tmp_path), copied

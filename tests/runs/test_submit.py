@@ -67,6 +67,7 @@ def test_a_token_that_is_not_the_clusters(head, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_readmes_command_from_another_folder(head, tmp_path):
     output = tmp_path / "out"
     shown = submit(head, output, [])

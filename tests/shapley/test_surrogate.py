@@ -88,6 +88,7 @@ KINDS = {
     "rough": {"interaction": 1.0, "noise": 1.0},
 }
 N_REPEATS = 600
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @functools.cache
@@ -97,7 +98,7 @@ def repeats(kind: str, n_permutations: int) -> tuple[np.ndarray, np.ndarray, np.
     return *sample(game, n_permutations), game.known
 
 
-@pytest.mark.parametrize("n_permutations", [4, 8, 20])
+@pytest.mark.parametrize("n_permutations", [SLOW(4), 8, SLOW(20)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_right_on_average(kind, n_permutations):
     values, _, known = repeats(kind, n_permutations)
@@ -236,7 +237,7 @@ def test_rounds_up_to_the_most_are_one_draw_of_as_many():
         np.testing.assert_array_equal(one.standard_error, other.standard_error)
 
 
-@pytest.mark.parametrize("n_players", [8, 9])
+@pytest.mark.parametrize("n_players", [8, SLOW(9)])
 def test_the_fewest_players_of_pairs_and_the_most_of_permutations(n_players):
     game = Logits(n_players, 800, interaction=1.0, noise=0.5)
     values, _ = sample(game, 4)
