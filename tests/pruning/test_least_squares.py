@@ -346,3 +346,38 @@ def test_every_layer_is_a_step(digits):
     found = refitted(model, {"conv2": [0]}, calibration[:20], step=lambda: steps.append(1))
     assert len(steps) == len(found.layers) == 3
     assert np.isfinite(sum(p.sum().item() for p in found.network.parameters()))
+
+
+class Shortcut(nn.Module):
+    """A residual block whose shortcut is a layer, called before or after the others."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.one = nn.Conv2d(16, 16, 3, padding=1)
+        self.two = nn.Conv2d(16, 12, 3, padding=1)
+        self.beside = nn.Conv2d(16, 12, 1)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        if self.first:
+            beside = self.beside(x)
+            x = self.two(torch.relu(self.one(x)))
+        else:
+            x, beside = self.two(torch.relu(self.one(x))), self.beside(x)
+        return self.head(torch.relu(x + beside).mean((2, 3)))
+
+
+def test_a_shortcut_may_be_called_before_what_it_goes_around():
+    """What lies in between reads what has been refitted, in either order."""
+    torch.manual_seed(0)
+    networks = [Shortcut(first).eval() for first in (True, False)]
+    networks[0].load_state_dict(networks[1].state_dict())
+    x, others = torch.randn(200, 3, 12, 12), torch.randn(200, 3, 12, 12)
+    removed = {"stem": list(range(6)), "one": list(range(6))}
+    found = [distance(refitted(n, removed, x).network, n, others) for n in networks]
+    without = distance(bare(networks[1], removed, others), networks[1], others)
+    assert max(found) < 0.5 * without
+    assert 0.9 < found[0] / found[1] < 1.1

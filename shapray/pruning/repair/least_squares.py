@@ -13,7 +13,7 @@ Accelerating Very Deep Convolutional Networks; here over all taps at once, cumul
 residual sum as the target.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from shapray.network.group import Group
 from shapray.network.silence import read_channels, silenced
 from shapray.pruning.repair.regression import Fit, Regression
 from shapray.pruning.repair.sites import Site, find_sites
-from shapray.pruning.repair.walk import Walk
+from shapray.pruning.repair.walk import Walk, run_along
 
 REFIT_ROWS = 2**16  # of a layer that is refitted once: more images tell more than all positions
 VIEWS = 4  # of an image, for a fit: 256 as they are know too little of what others look like
@@ -77,11 +77,7 @@ def least_squares(
     sites, left_out = find_sites(network, after, channels)
     with torch.inference_mode():
         walks = Walk(before, images, IMAGES_AT_ONCE), Walk(after, images, IMAGES_AT_ONCE)
-        # Of a later site, too, what lies in an earlier one's stretch.
-        kept = {n for site in sites for n in (walks[1].source(site.call), site.call, site.total)}
-        for site in sites:
-            for walk in walks:
-                walk.run_to(site.total, kept)
+        for site in run_along(walks, sites):
             _refit(network, after, site, channels.get(site.layer), walks, seed)
             step()
     return Refitted(network, tuple(site.layer for site in sites), left_out)
@@ -109,7 +105,11 @@ def _refit(
     layer = after.get_submodule(site.layer)  # with its BatchNorm folded in
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     wanted, inputs = whole.of(site.total), thin.of(thin.source(site.call))
-    added = [total - own for total, own in zip(thin.of(site.total), thin.of(site.call))]
+
+    def added() -> Iterator[Tensor]:
+        """What the layer's output is added to: made anew each time, it is as large as the total."""
+        return (total - own for total, own in zip(thin.of(site.total), thin.of(site.call)))
+
     n_rows = thin.n_rows(site.call, layer.weight.shape[0])
     share = min(1.0, REFIT_ROWS / n_rows)
     regression = Regression(
@@ -117,17 +117,17 @@ def _refit(
     )
 
     def targets() -> Iterable[tuple[Tensor, Tensor]]:
-        for x, all_of_it, rest in zip(inputs, wanted, added):
+        for x, all_of_it, rest in zip(inputs, wanted, added()):
             yield x, all_of_it - rest
 
     regression.add(targets, share, seed)
     fit = regression.solve()
     for _ in range(PASSES if site.rectified else 0):
-        regression.free_below_zero(fit, lambda: zip(inputs, wanted, added), share, seed)
+        regression.free_below_zero(fit, lambda: zip(inputs, wanted, added()), share, seed)
         fit = regression.solve()
     _set(layer, fit)
     _write(network, site, fit)
-    for batch, (x, rest) in enumerate(zip(inputs, added)):
+    for batch, (x, rest) in enumerate(zip(inputs, added())):
         again = layer(x)
         thin.put(site.call, batch, again)
         thin.put(site.total, batch, again + rest)

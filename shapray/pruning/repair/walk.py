@@ -1,14 +1,15 @@
 """A graph run node by node on all images, as far as is asked, keeping what is still to be read."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from shapray.engine.network_game import PROCESS_BYTES
+from shapray.pruning.repair.sites import Site, find_sites
 
-SHARE = 0.6  # of the memory; the rest is for calibration images that are kept, patches and sums
+SHARE = 0.45  # of the memory; the rest is for copies of the network, images, patches and sums
 
 
 class Walk:
@@ -37,7 +38,7 @@ class Walk:
 
         Args:
             keep: nodes of this stretch whose values stay until the next one begins, beside the last
-                node's; None: all.
+                node's, and of earlier ones that stay on; None: all of this stretch.
         """
         stop = self.place[name] + 1
         if stop <= self.done:
@@ -45,7 +46,8 @@ class Walk:
         gone = [
             node.name
             for node in self.nodes[: self.done]
-            if node not in self.last_read or self.place[self.last_read[node].name] < self.done
+            if (node not in self.last_read or self.place[self.last_read[node].name] < self.done)
+            and node.name not in (keep or ())
         ]
         for values, images in zip(self.values, self.batches, strict=True):
             for old in gone:
@@ -107,6 +109,28 @@ class Walk:
         return sum(value.numel() for value in self.of(name)) // n_outputs
 
 
+def run_along(walks: Sequence[Walk], sites: Sequence[Site]) -> Iterator[Site]:
+    """The sites in the order of what they end in, each when the walks have come there.
+
+    So a layer on a shortcut waits for the sum that it is part of, wherever it is called, and what
+    lies on the way to that sum is refitted before anything that reads it.
+
+    Args:
+        walks: along the whole network and along the refitted one, of which the layers' inputs and
+            outputs stay as well; along the latter alone if there is one.
+    """
+    *whole, thin = walks
+    order = sorted(sites, key=lambda site: (thin.place[site.total], thin.place[site.call]))
+    for number, site in enumerate(order):
+        ahead = order[number:]
+        totals = {other.total for other in ahead}
+        for walk in whole:
+            walk.run_to(site.total, totals)
+        layers = {name for other in ahead for name in (thin.source(other.call), other.call)}
+        thin.run_to(site.total, totals | layers)
+        yield site
+
+
 def images_that_fit(graph: nn.Module, example: Tensor, memory: int) -> int:
     """How many images two walks side by side may have, the images themselves counted.
 
@@ -118,12 +142,12 @@ def images_that_fit(graph: nn.Module, example: Tensor, memory: int) -> int:
     if not isinstance(graph, fx.GraphModule):
         return 1
     device = next(graph.parameters()).device
-    walk = Walk(graph, example.to(device), 1)
-    alive = most = 0
+    walks = Walk(graph, example.to(device), 1), Walk(graph, example.to(device), 1)
+    layers = [n for n, m in graph.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    most = 0
     with torch.inference_mode():
-        for node in walk.nodes[:-1]:
-            walk.run_to(node.name)
-            alive = sum(v.nbytes for v in walk.values[0].values() if isinstance(v, Tensor))
-            most = max(most, alive)
+        for _ in run_along(walks, find_sites(graph, graph, layers)[0]):
+            alive = [v for walk in walks for v in walk.values[0].values() if isinstance(v, Tensor)]
+            most = max(most, sum(value.nbytes for value in alive))
     room = memory - PROCESS_BYTES if device.type == "cpu" else memory
-    return max(1, int(room * SHARE // (2 * most + 2 * example.nbytes)))
+    return max(1, int(room * SHARE // (most + 2 * example.nbytes)))
