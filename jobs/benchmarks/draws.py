@@ -93,7 +93,7 @@ def load_draw(name: str, number: int, n_images: int = IMAGES) -> Draw:
         found.load(0, len(found))[order],
         found.labels[order],
         [found.ids[place] for place in order.tolist()],
-        CACHE / f"{name}-{number}-{n_images}.parquet",
+        CACHE / f"{name}-{number}-{n_images}-{PERMUTATIONS[name]}-{ENUMERATED[name]}.parquet",
     )
 
 
