@@ -194,6 +194,13 @@ def wait_for_shards(output: Path, n: int, process: subprocess.Popen | None = Non
         time.sleep(0.005)
 
 
+def without_seconds(content: dict[str, Any]) -> dict[str, Any]:
+    """A JSON file of a run without what is never the same."""
+    for network in ("before", "cut", "after"):
+        content.get(network, {}).pop("latency", None)
+    return content
+
+
 def results(output: Path) -> dict[str, Any]:
     """Every table and plan of a run, in a form that compares exactly."""
     found: dict[str, Any] = {name: pq.read_table(output / name) for name in TABLES}
@@ -202,8 +209,6 @@ def results(output: Path) -> dict[str, Any]:
         for path in sorted(output.glob("shards/*/images-*.parquet"))
     }
     for name in ("prune/plan.json", "prune/metrics.json"):
-        found[name] = json.loads((output / name).read_text())
-    for network in ("before", "cut", "after"):  # seconds are never the same
-        found["prune/metrics.json"][network].pop("latency")
+        found[name] = without_seconds(json.loads((output / name).read_text()))
     found["prune/model.safetensors"] = (output / "prune/model.safetensors").read_bytes()
     return found
