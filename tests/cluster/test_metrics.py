@@ -110,7 +110,6 @@ class Clumsy:
         raise ArithmeticError("no")
 
 
-@pytest.mark.slow
 def test_what_failed_is_counted_and_every_name_is_exported(endpoint):
     class Task:
         cost = 1.0

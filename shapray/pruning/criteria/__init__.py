@@ -145,7 +145,8 @@ def _check_outputs(name: str, asked: Criterion, inputs: Inputs) -> None:
     """Raise ValueError for a cross-entropy that is always 0."""
     if asked.loss:
         with torch.inference_mode():
-            n_outputs = inputs.model(inputs.images[:1].to(inputs.device)).shape[1]
+            image = inputs.images[:1].to(inputs.device, copy=True)  # a network may overwrite it
+            n_outputs = inputs.model(image).shape[1]
         if n_outputs < 2:
             raise ValueError(
                 f"criterion {name} is by the cross-entropy of two outputs or more, and the network "
