@@ -63,12 +63,12 @@ def distill(
     """Train all weights of a cut network, in place, with the whole one as its teacher.
 
     Adam minimises the Kullback-Leibler divergence of the answers, and what the blocks' outputs
-    differ by relative to their size, on images that are shifted, mirrored and blended by chance:
-    the teacher answers to any image, so a few make many, and are not learned by heart. None is
-    held back: a fifth of a few hundred teaches more than it tells. How near the network comes is
-    measured on images moved and blended once; on the images as they are, one that was fitted to
-    them in another way would seem nearer than it is. The same seed gives the same weights on the
-    same hardware.
+    differ by relative to their size, on images that are shifted, blended and, where the teacher
+    says the same of mirrored ones, mirrored by chance: it answers to any image, so a few make many,
+    and are not learned by heart. None is held back: a fifth of a few hundred teaches more than it
+    tells. How near the network comes is measured on images moved and blended once; on the images as
+    they are, one that was fitted to them in another way would seem nearer than it is. The same seed
+    gives the same weights on the same hardware.
 
     Args:
         whole: the network before the cut, in eval mode; left as it is.
