@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from shapray.engine.split import Split, UnsplittableError, split
-from shapray.engine.sums import SummedGame, table_bytes, upload
+from shapray.engine.sums import SummedGame, table_bytes
 from shapray.network.consumers import active_units, mask_consumers, units_read
 from shapray.network.group import Group
 from shapray.network.multiply_adds import MultiplyAdds
 from shapray.shapley.game import Game
+from shapray.shapley.upload import upload
 from shapray.shapley.values import POOLED_OUTPUTS, Value
 
 T = TypeVar("T")
@@ -202,12 +203,11 @@ class NetworkGame(Game):
         if not self.split.group.flat:
             return
         active = torch.zeros(len(self.images), self.n_players, dtype=torch.bool, device=self.device)
-        for source, units in zip(parts.sources, parts.masks, strict=True):
+        for source, units in zip(parts.sources, self.split.masks, strict=True):
             assert source is not None, "in a flat group the consumers' inputs are cached"
             # channels are the dimension that the units vary along
             channel = 1 + list(units.shape).index(units.numel())
-            flat = units.flatten().to(self.device)
-            active |= units_read(self.sides[source], channel, flat, self.n_players)
+            active |= units_read(self.sides[source], channel, units.flatten(), self.n_players)
         self.active = active.cpu()
 
     def _summed(self) -> SummedGame | None:
@@ -248,7 +248,7 @@ class NetworkGame(Game):
         return self._halving(evaluate)
 
     def value(self, images: Tensor, outputs: Tensor) -> Tensor:
-        return self._value(images.to(outputs.device), outputs)
+        return self._value(upload(images, outputs.device), outputs)
 
     def surrogate(
         self,

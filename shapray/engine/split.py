@@ -29,7 +29,8 @@ class Entry:
 
     Attributes:
         consumer: the module that reads the group's channels.
-        channels: (n_units, channels_per_unit) int64, its input channels of each unit.
+        channels: (n_units, channels_per_unit) int64, its input channels of each unit; on the
+            consumer's device.
         node: name of the graph's node whose value is the sum: the consumer's output, or what
             follows it as long as only cached values are added.
         source: index of the consumer's input among the sides.
@@ -263,7 +264,7 @@ def _entries(
         entries.append(
             Entry(
                 consumer=consumer,
-                channels=channels,
+                channels=channels.to(consumer.weight.device),
                 node=node.name,
                 source=sides.index(source),  # type: ignore[arg-type]
                 addends=tuple(addends),

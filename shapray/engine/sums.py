@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from shapray.engine.split import Entry, Split
 from shapray.shapley.coalitions import all_subsets
+from shapray.shapley.upload import upload
 
 LOW_BITS, MIDDLE_BITS = 8, 8  # players whose subset sums are tabulated in exact enumeration
 
@@ -54,7 +55,7 @@ class SummedGame:
         found = []
         for entry in self.entries:
             source = self.sides[entry.source][images]
-            others = source.index_fill(1, entry.channels.flatten().to(self.device), 0.0)
+            others = source.index_fill(1, entry.channels.flatten(), 0.0)
             base = entry.consumer(others)
             for addend in entry.addends:
                 base = base + self.sides[addend][images]
@@ -194,7 +195,7 @@ class SummedGame:
         tables = self._contributions(slice(image, image + 1))
         low_bits = min(len(players), LOW_BITS, n_rows.bit_length() - 1)
         middle_bits = min(len(players) - low_bits, MIDDLE_BITS)
-        low, middle, high = players.to(self.device).split(
+        low, middle, high = upload(players, self.device).split(
             [low_bits, middle_bits, len(players) - low_bits - middle_bits]
         )
         lows = [_subset_sums(added[0, low], torch.zeros_like(base[0])) for base, added in tables]
@@ -202,8 +203,9 @@ class SummedGame:
         sides = [s[image : image + 1] for s in self.tail_sides]
         at_once = n_rows >> low_bits
         for bits in all_subsets(len(high)):
+            joined = upload(bits.nonzero()[:, 0], self.device)
             middles = [
-                _subset_sums(added[0, middle], base[0] + added[0, high][bits].sum(0))
+                _subset_sums(added[0, middle], base[0] + added[0, high][joined].sum(0))
                 for base, added in tables
             ]
             for start in range(0, 2**middle_bits, at_once):
@@ -222,13 +224,6 @@ def table_bytes(parts: Split, n_players: int) -> int:
     return 4 * (n_players + 1) * sum(math.prod(entry.shape) for entry in parts.entries)
 
 
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def _rows(tensor: Tensor) -> Tensor:
     """(n, c, h, w) or (n, c) -> (n, m), the channel running fastest."""
     return tensor.movedim(1, -1).reshape(len(tensor), -1)
@@ -245,7 +240,7 @@ def _unit_contributions(entry: Entry, source: Tensor) -> Tensor:
     Args:
         source: (n_images, n_channels, h, w) or (n_images, n_features), the consumer's input.
     """
-    consumer, channels = entry.consumer, entry.channels.to(source.device)
+    consumer, channels = entry.consumer, entry.channels
     n_units = len(channels)
     weight = consumer.weight[:, channels].movedim(0, -1)  # (n_units, n_channels, kh, kw, n_out)
     if isinstance(consumer, nn.Linear):

@@ -38,10 +38,11 @@ def check_finite(values: Tensor, of: Callable[[int], tuple[int, list[int]]]) -> 
     Raises:
         NonFiniteValue: names the first that is not.
     """
-    wrong = (~values.isfinite()).flatten().nonzero()
-    if len(wrong):
-        place = int(wrong[0])
-        raise NonFiniteValue(*of(place), values.flatten()[place].item())
+    if values.isfinite().all():  # the only thing that is waited for
+        return
+    flat = values.flatten().cpu()
+    place = int((~flat.isfinite()).nonzero()[0])
+    raise NonFiniteValue(*of(place), flat[place].item())
 
 
 class Game(ABC):

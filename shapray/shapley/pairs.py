@@ -3,7 +3,6 @@
 They are drawn in `coalitions`, and weighted and corrected in `surrogate`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from shapray.shapley.coalitions import distinct, paired_coalitions
 from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, check_finite
 from shapray.shapley.surrogate import MAX_PLAYERS, MIN_PLAYERS, ImagePairs, corrected
+from shapray.shapley.upload import upload
 
 
 def in_pairs(n_players: int, n_permutations: int) -> bool:
@@ -99,10 +99,9 @@ class Pairs:
         self.device = game.reference.device
         self.values = [torch.empty(0, dtype=torch.float64, device=self.device) for _ in images]
         # outputs as the surrogate's `value` takes them
-        self.end_outputs = [
-            self.pool(torch.tensor([i, i], device=self.device), game.reference[i].double())
-            for i in images
-        ]
+        index = upload(torch.tensor(images), self.device)
+        at_ends = game.reference[index].flatten(0, 1).double()
+        self.end_outputs = self.pool(index.repeat_interleave(2), at_ends).split(2)
         self.outputs = [ends_of_image[:0] for ends_of_image in self.end_outputs]
         self.n_done = 0
 
@@ -134,23 +133,37 @@ class Pairs:
         Raises:
             NonFiniteValue: with the coalition.
         """
+        n_before = [len(values) for values in self.values]
         for index, coalitions in self.batches(n_permutations):
             found = self.game.outputs(index, coalitions)
-            parts = zip(
-                index.to(self.device).split(DOUBLE_ROWS), found.split(DOUBLE_ROWS), strict=True
-            )
+            rows = upload(index, self.device).split(DOUBLE_ROWS)
+            parts = zip(rows, found.split(DOUBLE_ROWS), strict=True)
             both = [
                 (self.game.value(images, part.double()), self.pool(images, part.double()))
                 for images, part in parts
             ]
             values, outputs = (torch.cat(column) for column in zip(*both, strict=True))
-            check_finite(values, partial(_kept, index, coalitions))
             counts = torch.bincount(index, minlength=len(self.game.active))[self.images].tolist()
             new = zip(values.split(counts), outputs.split(counts), strict=True)
             for row, (of_values, of_outputs) in enumerate(new):
                 self.values[row] = torch.cat([self.values[row], of_values])
                 self.outputs[row] = torch.cat([self.outputs[row], of_outputs])
+        self._check(n_before)
         self.n_done = n_permutations
+
+    def _check(self, n_before: Sequence[int]) -> None:
+        """All values beyond the first ones of each row are finite: looked at once, when all are
+        there, as a look waits for the device."""
+        new = [values[n:] for values, n in zip(self.values, n_before, strict=True)]
+        ends = np.cumsum([len(values) for values in new])
+
+        def of(place: int) -> tuple[int, list[int]]:
+            row = int(ends.searchsorted(place, side="right"))
+            number = n_before[row] + place - (int(ends[row]) - len(new[row]))
+            kept = self.drawn[row].coalitions(self.drawn[row].distinct[number : number + 1])[0]
+            return self.images[row], self.players[row][kept].tolist()
+
+        check_finite(torch.cat(new), of)
 
     def estimate(self, row: int) -> Tensor:
         """Shapley values of an image's players, from the coalitions evaluated so far.
@@ -175,11 +188,6 @@ class Pairs:
     def n_evaluations(self, row: int) -> int:
         """Coalitions whose value was computed for the image in a row, both ends included."""
         return len(self.values[row]) + 2
-
-
-def _kept(images: Tensor, coalitions: Tensor, row: int) -> tuple[int, list[int]]:
-    """Image and players of a row."""
-    return int(images[row]), coalitions[row].nonzero()[:, 0].tolist()
 
 
 def _of_image(value: Callable[[Tensor, Tensor], Tensor], image: int) -> Callable[[Tensor], Tensor]:

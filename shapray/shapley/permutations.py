@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shapray.shapley.coalitions import antithetic_permutations, repeated
 from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, check_finite
+from shapray.shapley.upload import upload
 
 
 def marginals(orders: Tensor, prefix_values: Tensor) -> Tensor:
@@ -59,10 +60,10 @@ class Permutations:
         n_steps = shape[2] + 1
         self.wanted = torch.from_numpy((first == own) & inner).view(*shape[:2], n_steps)
         device = game.reference.device
-        self.source = torch.from_numpy(np.where(inner, first, own)).flatten().to(device)
+        self.source = upload(torch.from_numpy(np.where(inner, first, own)).flatten(), device)
         # all prefixes from a chain's end on are the full coalition
-        full = torch.from_numpy(step >= lengths[:, None]).to(device)  # (n_images, n_steps)
-        first_values, last_values = ends[list(images)].to(device).split(1, dim=1)
+        full = upload(torch.from_numpy(step >= lengths[:, None]), device)  # (n_images, n_steps)
+        first_values, last_values = upload(ends[list(images)], device).split(1, dim=1)
         self.values = torch.where(full, last_values, first_values)[:, None].repeat(1, n_chains, 1)
         self.n_done = 0
 
@@ -84,11 +85,12 @@ class Permutations:
         index = torch.tensor(self.images).repeat_interleave(n_chains - self.n_done)
         wanted = self.wanted[:, new]
         found = self.game.along(index, units, wanted.flatten(0, 1))
-        rows = index.repeat_interleave(wanted.flatten(0, 1).sum(1)).to(found.device)
-        places = wanted.to(found.device)
+        rows = upload(index.repeat_interleave(wanted.flatten(0, 1).sum(1)), found.device)
+        places = torch.arange(self.wanted.numel()).view(self.wanted.shape)[:, new][wanted]
         parts = zip(rows.split(DOUBLE_ROWS), found.split(DOUBLE_ROWS), strict=True)
         values = [self.game.value(r, part.double()) for r, part in parts]
-        self.values[:, new][places] = torch.cat(values) if values else self.values.new_empty(0)
+        if values:
+            self.values.view(-1)[upload(places, found.device)] = torch.cat(values)
         # and wherever else the same coalition is met
         self.values = self.values.flatten()[self.source].view(self.values.shape)
         fresh = self.values[:, new]
@@ -108,7 +110,7 @@ class Permutations:
             (2, k) float64, values and standard errors; these are NaN from a single pair.
         """
         k = len(self.players[row])
-        orders = torch.from_numpy(self.orders[row, : self.n_done, :k]).to(self.values.device)
+        orders = upload(torch.from_numpy(self.orders[row, : self.n_done, :k]), self.values.device)
         found = marginals(orders, self.values[row, : self.n_done, : k + 1])
         pairs = found.unflatten(0, (-1, 2)).mean(1)  # the pair is the sample
         if len(pairs) == 1:
