@@ -8,8 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from shapray.engine.arithmetic import float32_products
 from shapray.engine.split import Split, UnsplittableError, split
 from shapray.engine.sums import SummedGame, table_bytes
+from shapray.engine.tail import Tail, has_convolution, largest_batch
 from shapray.network.consumers import active_units, mask_consumers, units_read
 from shapray.network.group import Group
 from shapray.network.multiply_adds import MultiplyAdds
@@ -22,6 +24,7 @@ T = TypeVar("T")
 CACHE_BYTES = 12 * 2**20  # live values of a CPU batch: beyond this it waits for memory
 MAX_ROWS = 4096
 HEAD_IMAGES = 16  # of a pass of the head: it is run once, its batch need not be large
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 PROCESS_BYTES = 900 * 2**20  # a worker before it computes: interpreter, torch, ray, arrow
 
 
@@ -32,8 +35,9 @@ class NetworkSplit:
         folded: from `trace.fold`; an fx graph, or any module where tracing failed.
         group: a scored group.
         example: (1, channels, height, width) image.
-        precision: of the tail, "float32" or "bfloat16"; its last linear layer, the value and all
-            sums stay in float32 or better.
+        precision: of the tail, "float32", "tf32" (of what a GPU multiplies; the same as float32
+            on a CPU) or "bfloat16"; then its last linear layer stays in float32. The head, the
+            value and all sums are in float32 or better.
         device: where the tail runs.
         memory: bytes that cached values, tables and batches may take together.
     """
@@ -49,7 +53,7 @@ class NetworkSplit:
         memory: int = 2**31,
     ) -> None:
         self.group, self.device = group, torch.device(device)
-        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        self.dtype, self.tf32 = DTYPES[precision], precision == "tf32"
         self.whole = folded.to(self.device)
         self.parts: Split | None = None
         if isinstance(folded, fx.GraphModule):
@@ -61,7 +65,7 @@ class NetworkSplit:
                     stacklevel=2,
                 )
         if self.parts is not None:
-            if not _has_convolution(self.parts.summed or self.parts.masked):
+            if not has_convolution(self.parts.summed or self.parts.masked):
                 self.dtype = torch.float32  # bound by memory: converting costs more than it saves
             self.masked = self._in_precision(self.parts.masked)
             self.summed = self.parts.summed and self._in_precision(self.parts.summed)
@@ -75,6 +79,11 @@ class NetworkSplit:
         self.room = memory - PROCESS_BYTES if on_cpu else memory
         self.cache = CACHE_BYTES if on_cpu else self.room
         self.rows = max(1, min(MAX_ROWS, min(self.room // 4, self.cache) // max(1, bytes_per_row)))
+        if not on_cpu:
+            self.rows = largest_batch(self.rows)
+        if self.parts is not None:
+            self.masked_tail = self._tail(self.masked)
+            self.summed_tail = None if self.summed is None else self._tail(self.summed)
         with torch.inference_mode():
             self.n_outputs = folded(example.to(self.device, copy=True)).shape[1]
         self.side_bytes = self._side_bytes(example)
@@ -85,6 +94,9 @@ class NetworkSplit:
         n_coalitions = n_permutations * (self.group.n_units + 1)
         each = 3 * self.group.n_units + 8 * (3 + 3 * min(self.n_outputs, POOLED_OUTPUTS))
         return max(1, self.room // 4 // (self.side_bytes + n_coalitions * each))
+
+    def _tail(self, graph: fx.GraphModule) -> Tail:
+        return Tail(graph, self.dtype, self.rows, tf32=self.tf32)
 
     def _side_bytes(self, example: Tensor) -> int:
         """Bytes of what is cached of one image, in both precisions."""
@@ -127,13 +139,6 @@ class NetworkSplit:
         return NetworkGame(self, images.to(self.device), labels, value)
 
 
-def _has_convolution(tail: fx.GraphModule) -> bool:
-    return any(
-        n.op == "call_module" and isinstance(tail.get_submodule(str(n.target)), nn.Conv2d)
-        for n in tail.graph.nodes
-    )
-
-
 def _hooked_bytes(model: nn.Module, example: Tensor) -> int:
     """Bytes of all outputs of all modules for one image: no less than what is alive at once."""
     total = 0
@@ -162,7 +167,7 @@ class NetworkGame(Game):
         self.images = images
         n_images = len(images)
         self.active = torch.ones(n_images, self.n_players, dtype=torch.bool)
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_products():
             parts = split.parts
             if parts is not None:
                 self.sides = self._halving(lambda: self._run_head(parts))
@@ -196,7 +201,9 @@ class NetworkGame(Game):
             self.active[part] = active_units(whole, [group], self.images[part])[group.name].cpu()
 
     def _run_head(self, parts: Split) -> list[Tensor]:
-        found = [parts.head(part) for part in self.images.split(min(self.rows, HEAD_IMAGES))]
+        on_cpu = self.device.type == "cpu"
+        at_once = min(self.rows, HEAD_IMAGES) if on_cpu else self.rows
+        found = [parts.head(part) for part in self.images.split(at_once)]
         return [_channels_last(torch.cat(side)) for side in zip(*found, strict=True)]
 
     def _find_active(self, parts: Split) -> None:
@@ -213,13 +220,13 @@ class NetworkGame(Game):
     def _summed(self) -> SummedGame | None:
         """The summed way, where it is open and its tables have room."""
         parts = self.split.parts
-        if parts is None or self.split.summed is None:
+        if parts is None or self.split.summed_tail is None:
             return None
         if table_bytes(parts, self.n_players) > self.split.room // 4:
             return None
         return SummedGame(
             parts,
-            self.split.summed,
+            self.split.summed_tail,
             self.sides,
             self.low_sides,
             self.n_players,
@@ -259,7 +266,8 @@ class NetworkGame(Game):
         """Evaluate, in ever smaller batches while the device runs out of memory."""
         while True:
             try:
-                return evaluate()
+                with float32_products():
+                    return evaluate()
             except RuntimeError as error:
                 if self.rows == 1 or not _is_out_of_memory(error):
                     raise
@@ -296,13 +304,14 @@ class NetworkGame(Game):
     def _masked(self, images: Tensor, coalitions: Tensor) -> Tensor:
         kept = nn.functional.pad(coalitions.to(self.split.dtype), (0, 1), value=1.0)
         masks = [kept[:, units] for units in self.split.masks]  # unit -1 is always kept
-        return self.split.masked(*(side[images] for side in self.low_sides), *masks)
+        return self.split.masked_tail(*(side[images] for side in self.low_sides), *masks)
 
     def _hooked(self, images: Tensor, coalitions: Tensor) -> Tensor:
         low = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.split.dtype == torch.bfloat16
         )
-        with low, mask_consumers(self.split.whole, self.split.group, coalitions):
+        products = float32_products(tf32=self.split.tf32)
+        with low, products, mask_consumers(self.split.whole, self.split.group, coalitions):
             return self.split.whole(self.images[images]).float()
 
 

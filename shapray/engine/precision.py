@@ -3,15 +3,32 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from shapray.engine.network_game import NetworkGame, NetworkSplit
 from shapray.network.group import Group
+from shapray.shapley.estimators import estimate
 
-MUCH_FASTER = 0.8  # of the time in float32, for bfloat16 to be chosen
+MUCH_FASTER = 0.8  # of the time in float32, for a lower precision to be chosen
+NEAR = 0.1  # standard errors that its values may be off by
 TIMINGS = 5
+LOWER = {"cpu": ("bfloat16",), "cuda": ("tf32", "bfloat16")}
+
+Games = list[NetworkGame]
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How a job samples unless it is told otherwise."""
+
+    estimator: str = "permutation"
+    permutations: int = 8
+    exact_max_players: int = 0
+    target_standard_error: float | None = None
 
 
 def seconds_of_two_batches(game: NetworkGame) -> float:
@@ -24,6 +41,20 @@ def seconds_of_two_batches(game: NetworkGame) -> float:
     return clock() - start
 
 
+def standard_errors_off(low: NetworkGame, exact: NetworkGame) -> float:
+    """Root mean square over the units of what a lower precision changes in the Shapley values of
+    the games' images, over that of their standard errors, the same coalitions drawn.
+
+    One image says much: rounding differs from image to image as sampling does, so that more
+    images make both smaller alike.
+    """
+    seeds = range(len(exact.active))
+    found, right = (estimate(game, _Sampling(), seeds) for game in (low, exact))
+    gap = np.mean([f.shapley_value - r.shapley_value for f, r in zip(found, right)], axis=0)
+    variance = np.square([r.standard_error for r in right]).sum(0) / len(right) ** 2
+    return math.sqrt(np.square(gap).sum() / max(variance.sum(), 1e-300))
+
+
 def choose_precision(
     folded: nn.Module,
     groups: Sequence[Group],
@@ -31,30 +62,38 @@ def choose_precision(
     device: str | torch.device,
     memory: int,
     seconds: Callable[[NetworkGame], float] = seconds_of_two_batches,
+    off: Callable[[NetworkGame, NetworkGame], float] = standard_errors_off,
 ) -> str:
-    """Measure the first group's tail, which is the longest, and a middle one's in both precisions.
+    """Measure the first group's tail, which is the longest, and a middle one's in each precision.
 
     Args:
         folded, example, device, memory: as of `NetworkSplit`.
         groups: those to score, at least one, in the network's order.
         seconds: time that a game's coalitions take; the best of `TIMINGS` counts.
+        off: how far a game's values are from those of the same in float32, in standard errors.
     Returns:
-        "bfloat16" if that is much faster, else "float32"; "float32" too where tracing failed, as
-        the whole network is run then.
+        the fastest that is much faster than float32 and near it, else "float32"; "float32" too
+        where tracing failed, as the whole network is run then.
     """
     if not isinstance(folded, fx.GraphModule):
         return "float32"
-    games = {
+    games: dict[str, Games] = {
         precision: [
             NetworkSplit(
                 folded, group, example, precision=precision, device=device, memory=memory
             ).game(example, None, "neg_kl_divergence")
             for group in (groups[0], groups[len(groups) // 2])
         ]
-        for precision in ("float32", "bfloat16")
+        for precision in ("float32", *LOWER[torch.device(device).type])
     }
     best = dict.fromkeys(games, math.inf)
-    for _ in range(TIMINGS):  # by turns: a slow moment hits both
+    for _ in range(TIMINGS):  # by turns: a slow moment hits all
         for precision, pair in games.items():
             best[precision] = min(best[precision], sum(map(seconds, pair)))
-    return "bfloat16" if best["bfloat16"] < MUCH_FASTER * best["float32"] else "float32"
+    exact = games.pop("float32")
+    for precision in sorted(games, key=best.__getitem__):
+        if best[precision] >= MUCH_FASTER * best["float32"]:
+            break
+        if all(off(*pair) <= NEAR for pair in zip(games[precision], exact, strict=True)):
+            return precision
+    return "float32"

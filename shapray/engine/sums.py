@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from shapray.engine.split import Entry, Split
+from shapray.engine.tail import Tail
 from shapray.shapley.coalitions import all_subsets
 from shapray.shapley.upload import upload
 
@@ -23,7 +24,7 @@ class SummedGame:
 
     Args:
         parts: the split network; its entries are not empty.
-        tail: `parts.summed` in the precision of `low_sides`.
+        tail: of `parts.summed`.
         sides: cached float32 values, per image.
         low_sides: the same in the tail's precision.
         n_players: units of the group.
@@ -33,7 +34,7 @@ class SummedGame:
     def __init__(
         self,
         parts: Split,
-        tail: fx.GraphModule,
+        tail: Tail,
         sides: Sequence[Tensor],
         low_sides: Sequence[Tensor],
         n_players: int,
@@ -42,7 +43,6 @@ class SummedGame:
         self.entries, self.tail = parts.entries, tail
         self.sides, self.n_players = sides, n_players
         self.tail_sides = [low_sides[i] for i in parts.summed_sides]
-        self.dtype = next(side.dtype for side in low_sides if side.is_floating_point())
         self.device = low_sides[0].device
         self.images_at_once = max(1, table_room // table_bytes(parts, n_players))
 
@@ -65,8 +65,7 @@ class SummedGame:
     def _run(self, sums: list[Tensor], sides: list[Tensor]) -> Tensor:
         """The tail, from the entries on. sums: (n_rows, m) per entry, overwritten."""
         entries = [
-            _unrows(total, entry.shape).to(self.dtype)
-            for total, entry in zip(sums, self.entries, strict=True)
+            _unrows(total, entry.shape) for total, entry in zip(sums, self.entries, strict=True)
         ]
         return self.tail(*entries, *sides)
 
