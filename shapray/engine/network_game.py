@@ -96,7 +96,7 @@ class NetworkSplit:
         return max(1, self.room // 4 // (self.side_bytes + n_coalitions * each))
 
     def _tail(self, graph: fx.GraphModule) -> Tail:
-        return Tail(graph, self.dtype, self.rows, tf32=self.tf32)
+        return Tail(graph, self.dtype, self.device, tf32=self.tf32)
 
     def _side_bytes(self, example: Tensor) -> int:
         """Bytes of what is cached of one image, in both precisions."""

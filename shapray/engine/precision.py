@@ -42,17 +42,19 @@ def seconds_of_two_batches(game: NetworkGame) -> float:
 
 
 def standard_errors_off(low: NetworkGame, exact: NetworkGame) -> float:
-    """Root mean square over the units of what a lower precision changes in the Shapley values of
-    the games' images, over that of their standard errors, the same coalitions drawn.
+    """Root mean square over units and images of what a lower precision changes in the Shapley
+    values, over that of their standard errors, the same coalitions drawn.
 
-    One image says much: rounding differs from image to image as sampling does, so that more
-    images make both smaller alike.
+    It is as much of a score: rounding differs from image to image as the sampling does, so that
+    a mean over images has less of both alike.
     """
     seeds = range(len(exact.active))
     found, right = (estimate(game, _Sampling(), seeds) for game in (low, exact))
-    gap = np.mean([f.shapley_value - r.shapley_value for f, r in zip(found, right)], axis=0)
-    variance = np.square([r.standard_error for r in right]).sum(0) / len(right) ** 2
-    return math.sqrt(np.square(gap).sum() / max(variance.sum(), 1e-300))
+    gaps = np.array([f.shapley_value - r.shapley_value for f, r in zip(found, right, strict=True)])
+    if not gaps.any():
+        return 0.0
+    errors = np.array([r.standard_error for r in right])
+    return float(np.sqrt(np.square(gaps).sum() / np.square(errors).sum()))
 
 
 def choose_precision(
@@ -77,11 +79,13 @@ def choose_precision(
     """
     if not isinstance(folded, fx.GraphModule):
         return "float32"
+    # turned over, an image is another one to the network
+    few = torch.cat([example, example.flip(2), example.flip(3), example.flip(2, 3)])
     games: dict[str, Games] = {
         precision: [
             NetworkSplit(
                 folded, group, example, precision=precision, device=device, memory=memory
-            ).game(example, None, "neg_kl_divergence")
+            ).game(few, None, "neg_kl_divergence")
             for group in (groups[0], groups[len(groups) // 2])
         ]
         for precision in ("float32", *LOWER[torch.device(device).type])

@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from shapray.network.group import Consumer, Group
 
 TRACE_IMAGES = 3  # batch size while tracing shapes; tells per-image tensors from others
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
+ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 class UnsplittableError(ValueError):
@@ -253,7 +253,7 @@ def _entries(
         node, addends = call, []
         while len(node.users) == 1:
             (user,) = node.users
-            if user.op != "call_function" or user.target not in _ADDITIONS or user.kwargs:
+            if user.op != "call_function" or user.target not in ADDITIONS or user.kwargs:
                 break
             others = [a for a in user.args if a is not node]
             other = others[0] if len(others) == 1 else None
@@ -283,7 +283,7 @@ def _reuse_memory(module: fx.GraphModule) -> None:
         n
         for n in module.graph.nodes
         if n.op == "placeholder"
-        or (n.op == "call_function" and n.target in (*_ADDITIONS, torch.mul))
+        or (n.op == "call_function" and n.target in (*ADDITIONS, torch.mul))
         or (
             n.op == "call_module"
             and isinstance(module.get_submodule(n.target), nn.Conv2d | nn.Linear | nn.BatchNorm2d)

@@ -1,39 +1,40 @@
-"""A network's tail, run on batches: on a GPU of few sizes, each recorded and played again.
-
-cuDNN plans anew for every size of a batch that it has not seen, and the kernels of a small tail may
-take less time than their launches. So on a GPU a batch is filled up to one of a few sizes, and what
-is launched for a size is recorded as a CUDA graph, which a single call starts.
-"""
-
-from collections.abc import Callable
-from typing import Any
+"""A network's tail, run on batches as the device has it best."""
 
 import torch
 from torch import Tensor, fx, nn
 
 from shapray.engine.arithmetic import float32_products
+from shapray.engine.fuse import fused
 
 STEPS = 8  # sizes between one power of two and the next: at most an eighth is filled up
-MAX_RECORDINGS = 8  # of a tail
 
 
 class Tail:
     """A tail in a precision.
 
+    On a GPU a batch is filled up to one of few sizes, as cuDNN plans anew for every size it has not
+    seen; and a convolution adds and activates as it writes where there is a kernel for that.
+    float32 lies there channel after channel: cuDNN has few kernels for float32 in another layout.
+
     Args:
-        graph: takes one row per coalition of each input, and may overwrite its inputs.
+        graph: takes one row per coalition of each input, and may overwrite its inputs; its weights'
+            layout may change.
         dtype: of its floating point inputs.
-        rows: most in a batch; a `batch_size`.
+        device: where it runs.
         tf32: see `float32_products`.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, dtype: torch.dtype, rows: int, *, tf32: bool = False
+        self, graph: fx.GraphModule, dtype: torch.dtype, device: torch.device, *, tf32: bool
     ) -> None:
-        self.graph, self.dtype, self.rows, self.tf32 = graph, dtype, rows, tf32
-        self.is_long = has_convolution(graph)
-        self.recorder = Recorder(self.run)
-        self.room: list[Tensor] = []
+        self.graph, self.dtype, self.tf32 = graph, dtype, tf32
+        self.on_gpu = device.type == "cuda" and has_convolution(graph)
+        self.layout, self.fused = torch.channels_last, None
+        if self.on_gpu and dtype == torch.float32 and not tf32:
+            self.layout = torch.contiguous_format
+            graph.to(memory_format=self.layout)
+        elif self.on_gpu:
+            self.fused = fused(graph)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Outputs of a batch.
@@ -42,100 +43,29 @@ class Tail:
             inputs: (n_rows, ...) each, in any floating point precision; they may be overwritten.
         """
         n_rows = len(inputs[0])
-        if inputs[0].device.type != "cuda" or not self.is_long or n_rows == 0:
-            return self.run(*(self._cast(given) for given in inputs))
-        size = batch_size(n_rows)
-        if not self.room:
-            self.room = [self._room(given) for given in inputs]
 
-        def fill() -> list[Tensor]:
-            for place, given in zip(self.room, inputs, strict=True):
-                place[:n_rows].copy_(given)
-            return [place[:size] for place in self.room]
+        def ready() -> list[Tensor]:
+            cast = [i.to(self.dtype) if i.is_floating_point() else i for i in inputs]
+            return [self._filled(i) for i in cast] if self.on_gpu and n_rows else cast
 
-        # what is in the further rows does not matter: a row's outputs depend on that row alone
-        return self.recorder(size, fill)[:n_rows].clone()
-
-    def run(self, *inputs: Tensor) -> Tensor:
         with float32_products(tf32=self.tf32):
-            return self.graph(*inputs)
+            if self.fused is not None:
+                try:
+                    return self.fused(*ready())[:n_rows]
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # this GPU has no such kernel; anything else comes again
+                    self.fused = None
+            return self.graph(*ready())[:n_rows]
 
-    def _cast(self, given: Tensor) -> Tensor:
-        return given.to(self.dtype) if given.is_floating_point() else given
-
-    def _room(self, given: Tensor) -> Tensor:
-        """Zeros for the most rows, in the layout of the weights."""
-        like = self._cast(given[:1])
-        layout = torch.channels_last if given.dim() == 4 else torch.contiguous_format
-        return like.new_zeros(self.rows, *given.shape[1:]).to(memory_format=layout)
-
-
-class Recorder:
-    """A function on tensors that stay where they are: run the first time, recorded the second, then
-    played; run every time if it waits for the device.
-
-    Args:
-        run: of the tensors that `fill` gives, which it may overwrite.
-    """
-
-    def __init__(self, run: Callable[..., Tensor]) -> None:
-        self.run = run
-        self.seen = set[int]()
-        self.played: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self.playable = True
-        self.pool: Any = None  # memory that all recordings share
-
-    def __call__(self, size: int, fill: Callable[[], list[Tensor]]) -> Tensor:
-        """The function's result, which the next call may overwrite.
-
-        Args:
-            size: fills of the same size put their tensors at the same place.
-        """
-        inputs = fill()
-        if size in self.seen and self._plays(size, inputs):
-            graph, output = self.played[size]
-            graph.replay()
-            return output
-        if size not in self.seen and self.playable:
-            self.seen.add(size)
-            try:
-                return self._without_waiting(inputs)
-            except RuntimeError:  # if it is of another kind it comes again
-                self.playable = False
-                inputs = fill()
-        return self.run(*inputs)
-
-    def _without_waiting(self, inputs: list[Tensor]) -> Tensor:
-        """Raises RuntimeError where the function waits for the device: no recording could."""
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return self.run(*inputs)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-
-    def _plays(self, size: int, inputs: list[Tensor]) -> bool:
-        if self.playable and size not in self.played and len(self.played) < MAX_RECORDINGS:
-            self._record(size, inputs)
-        return size in self.played
-
-    def _record(self, size: int, inputs: list[Tensor]) -> None:
-        """On a stream of its own, as recording must be; nothing is computed."""
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        graph, stream, here = (
-            torch.cuda.CUDAGraph(),
-            torch.cuda.Stream(),
-            torch.cuda.current_stream(),
-        )
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                output = self.run(*inputs)
-            finally:
-                graph.capture_end()
-        here.wait_stream(stream)
-        self.played[size] = graph, output
+    def _filled(self, given: Tensor) -> Tensor:
+        """With rows of zeros at the end: a row's outputs depend on that row alone."""
+        if given.dim() == 4:
+            given = given.contiguous(memory_format=self.layout)
+        missing = batch_size(len(given)) - len(given)
+        if not missing:
+            return given
+        return nn.functional.pad(given, (0, 0) * (given.dim() - 1) + (0, missing))
 
 
 def has_convolution(tail: fx.GraphModule) -> bool:
