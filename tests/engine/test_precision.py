@@ -8,7 +8,7 @@ import torch
 from cases import Case, assert_near, case, chains, draw
 
 from shapray.engine.network_game import NetworkGame
-from shapray.engine.precision import choose_precision
+from shapray.engine.precision import NEAR, choose_precision, standard_errors_off
 
 
 def test_bfloat16_is_near_float32(network):
@@ -55,7 +55,9 @@ class Stopwatch:
 
 def choose(network: Case, names: Sequence[str], *stopwatch: Stopwatch) -> str:
     groups = [network.group(name) for name in names]
-    return choose_precision(network.folded, groups, network.example, "cpu", 2**31, *stopwatch)
+    return choose_precision(
+        network.folded, groups, network.example, "cpu", 2**31, *stopwatch, off=lambda *_: 0.0
+    )
 
 
 LONG_TAILS = ("stem", "block1.conv1")  # of "Residual": both have convolutions
@@ -103,3 +105,35 @@ def test_a_network_that_cannot_be_traced_runs_in_float32():
     found = choose_precision(untraced, network.groups, network.example, "cpu", 2**31, stopwatch)
     assert found == "float32"
     assert stopwatch.asked == []
+
+
+# --- how far it is off ----------------------------------------------------------------------------
+
+
+def test_bfloat16_that_is_far_off_is_not_chosen_however_fast():
+    """One group's values are enough."""
+    network = case("Residual")
+    groups = [network.group(name) for name in LONG_TAILS]
+    for far, chosen in (
+        ((), "bfloat16"),
+        (("stem",), "float32"),
+        (("block1.conv1",), "float32"),
+    ):
+
+        def off(low: NetworkGame, exact: NetworkGame, far: tuple[str, ...] = far) -> float:
+            assert (low.split.dtype, exact.split.dtype) == (torch.bfloat16, torch.float32)
+            return NEAR * (1.1 if low.split.group.name in far else 0.9)
+
+        asked = network.folded, groups, network.example, "cpu", 2**31, Stopwatch(0.1), off
+        assert choose_precision(*asked) == chosen
+
+
+def test_how_far_values_are_off_is_measured_in_standard_errors():
+    network = case("digits")
+    group = network.group("conv1")
+    exact, low = network.game(group), network.game(group, precision="bfloat16")
+    assert standard_errors_off(exact, exact) == 0
+    assert 0 < standard_errors_off(low, exact) < 1
+    moved = network.game(group)
+    moved.value = lambda images, outputs: 2 * exact.value(images, outputs)
+    assert standard_errors_off(moved, exact) > 1
