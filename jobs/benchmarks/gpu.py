@@ -139,7 +139,7 @@ def waits(run: Callable[[], object], device: torch.device) -> int | None:
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in caught)
+    return sum("called a synchronizing" in str(w.message) for w in caught)
 
 
 def plain_forward(

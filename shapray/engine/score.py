@@ -17,6 +17,7 @@ from shapray.shapley.estimators import Estimate, Sampling, estimate
 from shapray.shapley.game import NonFiniteValue
 
 N_SPLITS = 4  # groups whose prepared networks are kept
+WEIGHTS_SHARE = 16  # of a GPU's memory, for the weights of more of them
 
 
 class Scoring(Sampling, Protocol):
@@ -55,6 +56,11 @@ class Scorer:
         self.model, self.example, self.memory = model, example, memory
         self.device = torch.device(device)
         self.groups = {group.name: group for group in groups}
+        self.n_splits = N_SPLITS
+        if self.device.type == "cuda":  # preparing one takes as long as a task there
+            weights = sum(p.numel() * p.element_size() for p in model.parameters())
+            both_ways = 2 * max(1, weights)  # into the tail
+            self.n_splits = max(N_SPLITS, memory // WEIGHTS_SHARE // both_ways)
         self._splits: OrderedDict[tuple[str, str], NetworkSplit] = OrderedDict()
 
     @functools.cached_property
@@ -70,7 +76,7 @@ class Scorer:
         """The network prepared for a group."""
         key = (group, precision)
         if key not in self._splits:
-            while len(self._splits) >= N_SPLITS:
+            while len(self._splits) >= self.n_splits:
                 self._splits.popitem(last=False)
             self._splits[key] = NetworkSplit(
                 self.folded,
