@@ -160,15 +160,17 @@ class SummedGame:
         """
         found = torch.empty(len(images), n_outputs, device=self.device)
         order = images.argsort(stable=True)
-        for block in _image_blocks(images[order], self.images_at_once, len(images)):
-            rows = order[block]
-            first, last = int(images[rows[0]]), int(images[rows[-1]]) + 1
+        images = images[order]
+        place, index = upload(order, self.device), upload(images, self.device)
+        coalitions = upload(coalitions, self.device)
+        for block in _image_blocks(images, self.images_at_once, len(images)):
+            first, last = int(images[block.start]), int(images[block.stop - 1]) + 1
             tables = self._contributions(slice(first, last))
             buffers = [base.new_empty(n_rows, base.shape[1]) for base, _ in tables]
-            for part in rows.split(n_rows):
-                here = images[part] - first
-                kept = upload(coalitions[part], self.device).to(buffers[0].dtype)
-                counts = torch.bincount(here, minlength=last - first).tolist()
+            for begin in range(block.start, block.stop, n_rows):
+                part = slice(begin, min(begin + n_rows, block.stop))
+                kept = coalitions[place[part]].to(buffers[0].dtype)
+                counts = torch.bincount(images[part] - first, minlength=last - first).tolist()
                 for buffer, (base, added) in zip(buffers, tables, strict=True):
                     start = 0
                     for image, n in enumerate(counts):
@@ -178,10 +180,8 @@ class SummedGame:
                                 base[image], kept[start:end], added[image], out=buffer[start:end]
                             )
                             start = end
-                index = upload(images[part], self.device)
-                sides = [s[index] for s in self.tail_sides]
-                outputs = self._run([buffer[: len(part)] for buffer in buffers], sides)
-                found[upload(part, self.device)] = outputs
+                sides = [s[index[part]] for s in self.tail_sides]
+                found[place[part]] = self._run([buffer[: len(kept)] for buffer in buffers], sides)
         return found
 
     @torch.inference_mode()
