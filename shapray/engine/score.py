@@ -68,7 +68,7 @@ class Scorer:
         return fold(self.model, self.example)
 
     def choose_precision(self) -> str:
-        """float32 or bfloat16, by measuring on this device."""
+        """One of `precision`, by measuring on this device."""
         groups = list(self.groups.values())
         return choose_precision(self.folded, groups, self.example, self.device, self.memory)
 

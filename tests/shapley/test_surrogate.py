@@ -315,6 +315,38 @@ def test_a_coalition_whose_value_is_no_number_is_named():
     assert error.value.coalition == [j for j in range(9) if row >> j & 1]
 
 
+class Broken(Logits):
+    """Of one image nothing is a number as soon as two of its players meet, but for all of them."""
+
+    image, pair = 2, [3, 7]
+
+    def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        met = coalitions[:, self.pair].all(1) & (coalitions.sum(1) < 9)
+        broken = (images == self.image) & met
+        return super().outputs(images, coalitions).masked_fill(broken[:, None], torch.nan)
+
+
+@pytest.mark.parametrize("n_permutations", [2, 8])  # permutations, pairs
+def test_the_first_coalition_without_a_number_is_named_in_whatever_batch(
+    n_permutations, monkeypatch
+):
+    """Null players have no number among the players that were drawn."""
+    first = []
+    for n_bytes in (2**26, 2**10, 2**8):
+        monkeypatch.setattr("shapray.shapley.pairs.OUTPUT_BYTES", n_bytes)
+        monkeypatch.setattr("shapray.shapley.permutations.OUTPUT_BYTES", n_bytes)
+        game = Broken(11, 4)
+        game.active[:, [0, 5]] = False
+        with pytest.raises(NonFiniteValue) as error:
+            sample(game, n_permutations)
+        assert error.value.image == game.image
+        assert {3, 7} <= set(error.value.coalition)
+        assert not {0, 5} & set(error.value.coalition)
+        first.append(error.value.coalition)
+    if n_permutations == 8:  # pairs; permutations are looked at some at a time
+        assert first[0] == first[1] == first[2]
+
+
 def test_null_players_take_no_part_in_the_fit():
     game = Logits(11, 300)
     kept = np.setdiff1d(np.arange(11), [2, 5])
