@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +20,7 @@ from shapray.driver.cutting import Cutting
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
+from shapray.driver.prices import read_prices
 from shapray.driver.record import earlier_run, now
 from shapray.driver.scoring import nothing_failed
 from shapray.errors import JobError
@@ -54,6 +56,9 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     earlier = earlier_run(store)
     assert earlier is not None
     check_same_job(earlier.parts, fingerprint_parts(inputs, earlier.precision), store.shown)
+    if job.data.calibration.limit == "auto":  # the others took part in nothing
+        n_images = max(found.n_images for found in read_prices(store).values())
+        inputs = replace(inputs, calibration=inputs.calibration.first(n_images))
     planned = plan(inputs)
     scored = set(store.read_table(names.SCORES)["group"].to_pylist())
     missing = [group.name for group in planned.setup.groups if group.name not in scored]
