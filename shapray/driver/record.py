@@ -20,7 +20,7 @@ from shapray.storage import names
 from shapray.storage.claim import Claim, ClaimLost
 from shapray.storage.run_directory import RunDirectory
 
-STAGES = ("plan", "price", "score", "aggregate", "prune", "evaluate")
+STAGES = ("plan", "score", "aggregate", "prune", "evaluate")
 REFRESH_SECONDS = 10.0  # between publications while a stage goes on
 _PACKAGES = ("shapray", "torch", "torchvision", "ray", "pyarrow", "torch-pruning", "fsspec")
 

@@ -66,8 +66,9 @@ def scored(
         table = groups_table(planned.groups, planned.tail_macs)
         store.publish_table(names.GROUPS, [table], GROUPS)
         publish_columns(store, [group.name for group in planned.setup.groups])
-    prices = _priced(crew, planned, precision, record)
-    done = _score(crew, planned, n_active, prices, precision, record)
+    with record.stage("score") as entry:
+        prices = _priced(crew, planned, precision, record)
+        done = _score(crew, planned, n_active, prices, precision, record, entry)
     totals, certainties = _aggregate(planned, done, record)
     _say_of_target(crew, planned, prices, certainties)
     return Scored(totals, prices, certainties)
@@ -78,26 +79,25 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
     setup, fingerprint = planned.setup, record.content["fingerprint"]
     score, n_images = setup.job.score, len(setup.calibration)
     to_spare = setup.job.data.calibration.limit == "auto"
-    with record.stage("price"):
-        known = pricing.read_prices(setup.store, fingerprint)
-        missing = [group for group in setup.groups if group.name not in known]
-        if not missing:
-            return {group.name: known[group.name] for group in setup.groups}
-        found = {group.name: GroupPrice(pricing.usual_price(score), n_images) for group in missing}
+    known = pricing.read_prices(setup.store, fingerprint)
+    missing = [group for group in setup.groups if group.name not in known]
+    if not missing:
+        return {group.name: known[group.name] for group in setup.groups}
+    found = {group.name: GroupPrice(pricing.usual_price(score), n_images) for group in missing}
 
-        def receive(piloted: Piloted) -> None:
-            of_group = pricing.by_pilot(score, piloted.pilot, n_images, to_spare)
-            found[piloted.task.group] = of_group
+    def receive(piloted: Piloted) -> None:
+        of_group = pricing.by_pilot(score, piloted.pilot, n_images, to_spare)
+        found[piloted.task.group] = of_group
 
-        if pricing.is_piloted(score, n_images):
-            images = pricing.pilot_images(setup.calibration.labels, n_images)
-            tasks = pricing.pilot_tasks(missing, planned.tail_macs, images, precision)
-            stop_if_failed("pilot", crew.do("pilot", tasks, receive), record)
-        if to_spare:
-            n_first = min(n_images, rounded(FIRST_IMAGES, setup.job.cluster.images_per_task))
-            found = {name: replace(one, n_images=n_first) for name, one in found.items()}
-        prices = {group.name: (known | found)[group.name] for group in setup.groups}
-        pricing.publish_prices(setup.store, prices, fingerprint)
+    if pricing.is_piloted(score, n_images):
+        images = pricing.pilot_images(setup.calibration.labels, n_images)
+        tasks = pricing.pilot_tasks(missing, planned.tail_macs, images, precision)
+        stop_if_failed("pilot", crew.do("pilot", tasks, receive), record)
+    if to_spare:
+        n_first = min(n_images, rounded(FIRST_IMAGES, setup.job.cluster.images_per_task))
+        found = {name: replace(one, n_images=n_first) for name, one in found.items()}
+    prices = {group.name: (known | found)[group.name] for group in setup.groups}
+    pricing.publish_prices(setup.store, prices, fingerprint)
     return prices
 
 
@@ -139,38 +139,42 @@ def _score(
     prices: dict[str, GroupPrice],
     precision: str,
     record: Record,
+    entry: dict[str, Any],
 ) -> list[ScoreTask]:
     """All tasks of the scores, done; with images to spare, as many as the target error takes:
-    `prices` has their numbers then."""
+    `prices` has their numbers then.
+
+    Args:
+        entry: of the stage, to which facts are added.
+    """
     fingerprint = record.content["fingerprint"]
     to_spare = planned.setup.job.data.calibration.limit == "auto"
-    with record.stage("score") as entry:
-        entry |= {
-            "tasks": 0,
-            "tasks_found_done": 0,
-            "tasks_done": 0,
-            "tasks_failed": 0,
-            "worker_seconds": 0.0,
-            "worker_seconds_evaluating": 0.0,
-            "evaluations": 0,
-            "shard_bytes": 0,
-        }
-        done: dict[ScoreTask, None] = {}  # in their order
-        while True:
-            tasks = score_tasks(planned, n_active, prices, precision, fingerprint)
-            _do(crew, planned, [task for task in tasks if task not in done], record, entry)
-            done |= dict.fromkeys(tasks)
-            grown = _grown(planned, tasks, prices) if to_spare else prices
-            if grown == prices:
-                return tasks
-            prices |= grown
-            pricing.publish_prices(planned.setup.store, prices, fingerprint)
+    entry |= {
+        "tasks": 0,
+        "tasks_found_done": 0,
+        "tasks_done": 0,
+        "tasks_failed": 0,
+        "worker_seconds": 0.0,
+        "worker_seconds_evaluating": 0.0,
+        "evaluations": 0,
+        "shard_bytes": 0,
+    }
+    done: dict[ScoreTask, None] = {}  # in their order
+    while True:
+        tasks = score_tasks(planned, n_active, prices, precision, fingerprint)
+        _do(crew, planned, [task for task in tasks if task not in done], record, entry)
+        done |= dict.fromkeys(tasks)
+        grown = _grown(planned, tasks, prices) if to_spare else prices
+        if grown == prices:
+            return tasks
+        prices |= grown
+        pricing.publish_prices(planned.setup.store, prices, fingerprint)
 
 
 def _do(
     crew: Crew, planned: Plan, tasks: list[ScoreTask], record: Record, entry: dict[str, Any]
 ) -> None:
-    """Do what is not there yet; `entry` is the stage's in ``run.json``."""
+    """Do what is not there yet."""
     missing = missing_tasks(planned, tasks, crew.console)
     entry["tasks"] += len(tasks)
     entry["tasks_found_done"] += len(tasks) - len(missing)
