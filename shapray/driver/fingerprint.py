@@ -32,6 +32,11 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     }
 
 
+def of_network_and_images(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a fingerprint that say what was scored, without those that say how."""
+    return {key: value for key, value in parts.items() if key.startswith(("model.", "data."))}
+
+
 def check_same_job(found: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> None:
     """The run directory's fingerprint parts, as read, are those of this job.
 
