@@ -31,9 +31,11 @@ from shapray.arguments import (
 from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
 from shapray.config import Cluster, Score
+from shapray.driver import prices as pricing
 from shapray.driver.console import PlainConsole
 from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
+from shapray.driver.prices import GroupPrice
 from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.choose import choose_groups
@@ -47,7 +49,7 @@ from shapray.shapley.estimators import check_enumerable
 from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
 from shapray.worker.in_memory import ImagesInMemory, InMemoryWorker, Rows
-from shapray.worker.tasks import PrecisionTask
+from shapray.worker.tasks import Piloted, PrecisionTask
 
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
@@ -122,6 +124,7 @@ def score(
     groups: str | Sequence[str] = "*",
     ids: Sequence[str] | None = None,
     workers: int | str | None = None,
+    balanced: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> Scores:
@@ -137,9 +140,12 @@ def score(
             which coalitions are drawn: the same ids, the same values as a job's.
         workers: None: in this process; a number or "auto": on the Ray cluster that this process
             belongs to, or on one started here for the time.
+        balanced: how many images there are of each label was fixed before they were drawn, as it
+            is by a job's `data.calibration.limit`; then only their spread within the labels counts
+            as an error of the scores.
         progress: show how far it is, in a terminal or a notebook.
         **settings: any key of the job file's `score` and `cluster` sections by its name:
-            `value`, `estimator`, `permutations`, `exact_max_players`, `target_standard_error`,
+            `value`, `estimator`, `permutations`, `exact_max_players`, `target_error`,
             `precision`, `seed`, `device`, `images_per_task`, `memory_per_worker`,
             `cpus_per_worker` (threads of a worker, and of this process without workers; 1 unless
             told otherwise), `gpus_per_worker`.
@@ -148,7 +154,7 @@ def score(
         RuntimeError: scoring failed; names group and images.
     """
     ready = prepared(model, images, labels, groups=groups, ids=ids, workers=workers, **settings)
-    return ready.run(progress)
+    return ready.run(progress, balanced)
 
 
 @dataclass(frozen=True)
@@ -179,8 +185,8 @@ class Prepared:
     def scored(self) -> list[Group]:
         return [group for group in self.groups if group.reason is None]
 
-    def run(self, progress: bool) -> Scores:
-        """Score.
+    def run(self, progress: bool, balanced: bool = False) -> Scores:
+        """Score; arguments as of `score`.
 
         Raises:
             ValueError: a worker cannot be made as asked; names the argument.
@@ -194,7 +200,10 @@ class Prepared:
             stack.enter_context(_threads_kept())
             pool = stack.enter_context(open_pool(make, cluster, in_process=self.in_process))
             precision = _precision(pool, asked)
-            tasks = group_tasks(scored, self.tail_macs, self.n_active, asked, cluster, precision)
+            prices = self._prices(pool, precision)
+            tasks = group_tasks(
+                scored, self.tail_macs, self.n_active, prices, asked, cluster, precision
+            )
             rows = list[Rows]()
             with meter(console, "score", len(tasks), sum(task.cost for task in tasks)) as shown:
 
@@ -203,7 +212,23 @@ class Prepared:
                     shown.advance(result.task.cost)
 
                 _nothing_failed(pool.run("score", tasks, receive, shown.show))
-        return _tables(self.groups, self.tail_macs, scored, rows)
+        return _tables(self.groups, self.tail_macs, scored, rows, balanced)
+
+    def _prices(self, pool: Pool, precision: str) -> dict[str, GroupPrice]:
+        """What each group's images are sampled at, by a pilot where the job leaves it open."""
+        n_images, asked = len(self.images), self.asked
+        usual = GroupPrice(pricing.usual_price(asked), n_images)
+        prices = {group.name: usual for group in self.scored}
+        if pricing.is_piloted(asked, n_images):
+            places = pricing.pilot_images(self.images.labels, n_images)
+            tasks = pricing.pilot_tasks(self.scored, self.tail_macs, places, precision)
+
+            def receive(piloted: Piloted) -> None:
+                found = pricing.by_pilot(asked, piloted.pilot, n_images, to_spare=False)
+                prices[piloted.task.group] = found
+
+            _nothing_failed(pool.run("pilot", tasks, receive))
+        return prices
 
 
 def prepared(
@@ -318,6 +343,7 @@ def _tables(
     tail_macs: Mapping[str, int],
     scored: Sequence[Group],
     rows: Sequence[Rows],
+    balanced: bool,
 ) -> Scores:
     """All rows in the order of groups and images, and what they sum up to."""
     by_group: dict[str, list[Rows]] = {group.name: [] for group in scored}
@@ -327,7 +353,10 @@ def _tables(
         name: [part.table for part in sorted(parts, key=lambda part: part.task.first)]
         for name, parts in by_group.items()
     }
-    summed = [aggregate_group(group.name, group.n_units, ordered[group.name]) for group in scored]
+    summed = [
+        aggregate_group(group.name, group.n_units, ordered[group.name], balanced)
+        for group in scored
+    ]
     return Scores(
         groups=groups_table(checked, tail_macs),
         scores=pa.concat_tables([of_units for of_units, _ in summed]),

@@ -42,7 +42,8 @@ def test_its_values_are_those_of_a_job_to_the_bit(digits, tmp_path):
     path, model, calibration, _ = digits
     output = f"memory://{tmp_path.name}"
     assert main([str(path), f"output={output}", "score.precision=float32", *SCORED]) == 0
-    scores = shapray.score(model, *given(calibration), ids=calibration.ids, **SETTINGS, **OF_JOB)
+    settings = {"ids": calibration.ids, "balanced": True, **SETTINGS, **OF_JOB}
+    scores = shapray.score(model, *given(calibration), **settings)
     for name, table in {
         "scores.parquet": scores.scores,
         "class_scores.parquet": scores.class_scores,

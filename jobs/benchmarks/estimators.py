@@ -123,6 +123,7 @@ class GroupBenchmark:
     def _package(self, method: str, game: Game, score: Score, seed: int) -> None:
         start = time.process_time()
         found: list[Estimate] = estimate(game, score, self.seeds(seed))
+        assert isinstance(score.permutations, int)
         self.add(
             method,
             score.permutations,

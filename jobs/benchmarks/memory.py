@@ -35,7 +35,7 @@ def main() -> None:
     (group,) = selected(network, [group_name])
     before = peak()
     game = network.game(network.split(group, memory=int(bound)))
-    estimate(game, Score(), network.seeds(0, group))
+    estimate(game, Score(permutations=8), network.seeds(0, group))
     print(json.dumps({"peak": peak(), "before": before, "n_images": TASK_IMAGES}))
 
 

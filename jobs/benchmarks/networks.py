@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 VALUE = "neg_cross_entropy"
 NETWORKS = ("resnet20", "digits")
+CIFAR = ("resnet20", "resnet56")
 CIFAR_TRANSFORM = Transform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -76,32 +77,38 @@ def cifar_images(name: str, n_images: int | None, seed: int = 0) -> Images:
     return Images(source="parquet", path=path, limit=n_images, seed=seed)
 
 
-def load(name: str, n_images: int, draw: int = 0) -> Network:
-    """`resnet20` (CIFAR-10, ../shared/data) or `digits` (jobs/data) with some of its calibration
-    images; another draw takes others."""
-    if name == "resnet20":
+def load(name: str, n_images: int, draw: int = 0, images: str = "calibration") -> Network:
+    """A trained network with some of its images; another draw takes others.
+
+    Args:
+        name: `resnet20` or `resnet56` (CIFAR-10, ../shared/data), `digits` or `digits_vgg`
+            (jobs/data).
+        images: "calibration", "evaluation", or, of the digits, "train".
+    """
+    if name in CIFAR:
         model = cifar_model(name)
     else:
+        factory = {"digits": "digits_cnn", "digits_vgg": "digits_vgg"}[name]
         model = Model(
-            factory="shapray.zoo:digits_cnn",
-            weights=str(ROOT / "jobs/data/digits_cnn.safetensors"),
+            factory=f"shapray.zoo:{factory}",
+            weights=str(ROOT / f"jobs/data/{factory}.safetensors"),
         )
     network = build_model(model)
-    found = open_set(name, "calibration", n_images, draw)
-    images = found.load(0, len(found))
+    found = open_set(name, images, n_images, draw)
+    pixels = found.load(0, len(found))
     assert found.labels is not None
     groups = [
         group
-        for group in find_groups(network, images[:1])
+        for group in find_groups(network, pixels[:1])
         if group.reason is None
         and group.flat
-        and check_group(network, group, images[:4], seed=0) is None
+        and check_group(network, group, pixels[:4], seed=0) is None
     ]
     return Network(
         name=name,
         model=network,
-        folded=fold(network, images[:1]),
-        images=images,
+        folded=fold(network, pixels[:1]),
+        images=pixels,
         labels=found.labels,
         image_ids=found.ids,
         groups=groups,
@@ -112,7 +119,7 @@ def load(name: str, n_images: int, draw: int = 0) -> Network:
 def open_set(name: str, images: str, n_images: int, draw: int = 0) -> ImageSet:
     """Some of a network's images, "calibration" or "evaluation", as many of every class as
     possible."""
-    if name == "resnet20":
+    if name in CIFAR:
         section, transform = cifar_images(images, n_images, draw), CIFAR_TRANSFORM
     else:
         section = Images(

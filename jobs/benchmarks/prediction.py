@@ -39,6 +39,7 @@ from jobs.benchmarks.results import (
 from shapray.cluster.local_pool import LocalPool
 from shapray.config import load_job
 from shapray.driver.forecast import make_forecast
+from shapray.driver.preview import TIMED_FOR_AUTO
 from shapray.driver.tasks import score_tasks
 from shapray.worker.tasks import Receipt
 from shapray.worker.worker import Worker
@@ -90,11 +91,13 @@ def measure(name: str, what: str, folder: Path) -> Row:
     given = [*overrides, f"output={output}", "cluster.device=cpu"]
     job = load_job(file, given)
     start = time.perf_counter()
-    forecast = make_forecast(job, (job.score.permutations,))
+    asked = job.score.permutations
+    forecast = make_forecast(job, TIMED_FOR_AUTO if asked == "auto" else (asked,))
     row: Row = {"forecast_seconds": time.perf_counter() - start}
     prediction = forecast.at(job.score.permutations)
     if what == "score":
-        tasks = score_tasks(forecast.planned, None, forecast.survey.precision, "")
+        prices = {group.name: group.price for group in prediction.groups}
+        tasks = score_tasks(forecast.planned, None, prices, forecast.survey.precision, "")
         pool = LocalPool(functools.partial(Worker, forecast.planned.setup), job.cluster)
         receipts: list[Receipt] = []
         start = time.process_time()

@@ -51,9 +51,11 @@ from shapray.cluster.backlog import Backlog
 from shapray.cluster.ray_pool import RayPool
 from shapray.config import Cluster, Job
 from shapray.driver.inputs import open_inputs
-from shapray.driver.plan import plan
+from shapray.driver.plan import Plan, plan
+from shapray.driver.prices import GroupPrice, usual_price
 from shapray.driver.tasks import score_tasks
 from shapray.shapley.estimators import is_exact, n_sampled
+from shapray.shapley.pilot import Price
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.survey import Surveyor, SurveyTask
 from shapray.worker.tasks import ScoreTask
@@ -82,6 +84,13 @@ class Returned:
     task: ScoreTask
 
 
+def _prices(planned: Plan) -> dict[str, GroupPrice]:
+    """What the job says for every group."""
+    setup = planned.setup
+    found = GroupPrice(usual_price(setup.job.score), len(setup.calibration))
+    return {group.name: found for group in setup.groups}
+
+
 class Idler:
     def __init__(self, device: str) -> None:
         self.device = device
@@ -92,7 +101,8 @@ class Idler:
 
 def empty_tasks(n: int) -> Iterator[ScoreTask]:
     for i in range(n):
-        yield ScoreTask(f"layer{i % 50}.conv1", i, i + 16, "float32", "fingerprint", float(i % 977))
+        group, cost = f"layer{i % 50}.conv1", float(i % 977)
+        yield ScoreTask(group, i, i + 16, Price(8), "float32", "fingerprint", cost)
 
 
 def driver() -> list[Row]:
@@ -138,7 +148,7 @@ def hold_a_plan() -> None:
     many: Any = _Many(int(PLANNED_TASKS / per_image) + 1)
     planned = replace(planned, setup=replace(planned.setup, calibration=many))
     n_active = np.ones((len(many), len(planned.setup.groups)), np.int32)
-    tasks = score_tasks(planned, n_active, "float32", "0" * 64)
+    tasks = score_tasks(planned, n_active, _prices(planned), "float32", "0" * 64)
     assert len(tasks) >= PLANNED_TASKS
     backlog, n_taken = Backlog(tasks), 0
     while entries := backlog.take(0, 2, 2):
@@ -274,7 +284,7 @@ def resnet50_times() -> tuple[dict[ScoreTask, float], dict[str, float]]:
     n_active = survey.n_active[random.integers(0, len(survey.n_active), n_images)]
     seconds: dict[ScoreTask, float] = {}
     column = {group.name: i for i, group in enumerate(setup.groups)}
-    for task in score_tasks(planned, n_active, "float32", "simulated"):
+    for task in score_tasks(planned, n_active, _prices(planned), "float32", "simulated"):
         counts = n_active[task.first : task.last, column[task.group]]
         exact = np.array([is_exact(int(k), score) for k in counts])
         evaluations = np.array(

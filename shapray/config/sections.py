@@ -40,7 +40,8 @@ class Model(Section):
 
 class Images(Section):
     """One set of images. `path` is any fsspec URL; `factory` names a torchvision data set
-    (``torchvision``) or a ``module:callable`` (``callable``), called with `kwargs`."""
+    (``torchvision``) or a ``module:callable`` (``callable``), called with `kwargs`. `limit`: how
+    many are taken; of calibration images, ``auto`` takes as many as the scores need."""
 
     source: Literal["parquet", "imagefolder", "torchvision", "callable"]
     path: Text | None = None
@@ -50,7 +51,7 @@ class Images(Section):
     label_column: Text | None = "label"
     id_column: Text | None = "image_id"
     where: Annotated[dict[Text, Wanted], BeforeValidator(empty_if_none)] = {}
-    limit: Count | None = None
+    limit: Annotated[int | Literal["auto"], whole(1, 2**31 - 1, or_auto=True)] | None = None
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -92,20 +93,30 @@ class Data(Section):
     evaluation: Images
     transform: Transform = Transform()
 
+    @model_validator(mode="after")
+    def _evaluation_images_are_counted(self) -> "Data":
+        if self.evaluation.limit == "auto":
+            raise ValueError(
+                "evaluation.limit is auto; how many images a result is measured on is for you to "
+                "say: a number, or null for all"
+            )
+        return self
+
 
 class Score(Section):
     """What is computed for every unit.
 
-    An image that is sampled may take as many coalitions as `permutations` of its active units
-    meet; with `target_standard_error` (of a score, relative to the spread of the group's scores)
-    that is the most, and fewer are drawn where fewer reach the target."""
+    An image that is sampled takes as many coalitions as `permutations` of its active units meet;
+    ``auto`` chooses the number, group by group, by what a few images tell of both errors (see
+    `shapley.pilot`). `target_error`: total error of a score, relative to the spread of the group's
+    scores, that ``auto`` permutations and calibration images are to meet."""
 
     value: Annotated[
         str, such(f"expected one of {', '.join(values.NAMES)}", values.NAMES.__contains__)
     ] = "neg_cross_entropy"
     estimator: Literal["hybrid", "exact", "permutation"] = "hybrid"
-    permutations: Annotated[int, whole(2, 2**20)] = 8
-    target_standard_error: Positive | None = None
+    permutations: Annotated[int | Literal["auto"], whole(2, 2**20, or_auto=True)] = "auto"
+    target_error: Positive | None = None
     exact_max_players: Annotated[int, whole(0, MAX_EXACT_PLAYERS)] = 12
     groups: tuple[Text, ...] = ("*",)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -113,15 +124,10 @@ class Score(Section):
 
     @model_validator(mode="after")
     def _permutations_are_pairs(self) -> "Score":
-        if self.permutations % 2:
+        if self.permutations != "auto" and self.permutations % 2:
             raise ValueError(
                 f"permutations is {self.permutations}; coalitions are drawn in pairs, "
                 "so the number must be even"
-            )
-        if self.target_standard_error is not None and self.permutations < 4:
-            raise ValueError(
-                f"permutations is {self.permutations}; target_standard_error needs at least 4, "
-                "the standard error of a single pair is unknown"
             )
         return self
 
@@ -152,3 +158,15 @@ class Job(Section):
         str,
         such("names no folder for a run; right is runs/NAME or s3://BUCKET/NAME", is_a_folder),
     ]
+
+    @model_validator(mode="after")
+    def _the_target_can_be_met(self) -> "Job":
+        chosen = self.score.permutations == "auto" or self.data.calibration.limit == "auto"
+        if self.score.target_error is not None and not chosen:
+            raise ValueError(
+                f"score.target_error is {self.score.target_error}, and there is nothing to meet it "
+                f"with: score.permutations is {self.score.permutations} and "
+                f"data.calibration.limit is {self.data.calibration.limit or 'null (all images)'}; "
+                "set one of them to auto"
+            )
+        return self

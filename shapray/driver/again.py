@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -16,9 +17,14 @@ from shapray.credentials import is_hidden
 from shapray.driver import summary
 from shapray.driver.crew import Crew
 from shapray.driver.cutting import Cutting
-from shapray.driver.fingerprint import check_same_job, fingerprint_parts
+from shapray.driver.fingerprint import (
+    check_same_job,
+    fingerprint_parts,
+    of_network_and_images,
+)
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
+from shapray.driver.prices import read_prices
 from shapray.driver.record import earlier_run, now
 from shapray.driver.scoring import nothing_failed
 from shapray.errors import JobError
@@ -53,7 +59,11 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     inputs = open_inputs(job, store)
     earlier = earlier_run(store)
     assert earlier is not None
-    check_same_job(earlier.parts, fingerprint_parts(inputs, earlier.precision), store.shown)
+    there, here = earlier.parts, fingerprint_parts(inputs, earlier.precision)
+    check_same_job(of_network_and_images(there), of_network_and_images(here), store.shown)
+    if job.data.calibration.limit == "auto":  # the others took part in nothing
+        n_images = max(found.n_images for found in read_prices(store).values())
+        inputs = replace(inputs, calibration=inputs.calibration.first(n_images))
     planned = plan(inputs)
     scored = set(store.read_table(names.SCORES)["group"].to_pylist())
     missing = [group.name for group in planned.setup.groups if group.name not in scored]
@@ -93,6 +103,8 @@ def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[J
     tree = found["job"]
     pruned = tree.get("prune")
     n_rounds = pruned.pop("rounds", 1) if isinstance(pruned, dict) else 1
+    if isinstance(tree.get("score"), dict):
+        tree["score"].pop("target_standard_error", None)  # versions before 0.6 knew it
     for assignment in overrides:
         if assignment.partition("=")[0] == "output":
             raise JobError(

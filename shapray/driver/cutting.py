@@ -13,6 +13,7 @@ from shapray.config import Prune
 from shapray.driver.crew import Crew
 from shapray.driver.kept import KeptLosses, has_criterion, made_of, with_criterion
 from shapray.driver.plan import Plan
+from shapray.driver.prices import read_prices, usual_price
 from shapray.driver.targets import LATENCY_BATCHES, Targets
 from shapray.driver.tasks import evaluate_tasks, measured
 from shapray.errors import JobError
@@ -27,6 +28,7 @@ from shapray.pruning.cuts import (
     compared_cuts,
 )
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
+from shapray.shapley.pilot import Price
 from shapray.storage import names
 from shapray.storage.schemas import CURVE
 from shapray.worker.tasks import (
@@ -100,7 +102,8 @@ class Cutting:
             scores = with_criterion(scores, result.task.criterion, values, self.made_of)
             on_column(scores)
 
-        tasks = [CriterionTask(name, 1.0) for name in missing]
+        prices = self._prices()
+        tasks = [CriterionTask(name, prices, 1.0) for name in missing]
         failures = self.crew.do("criterion", tasks, receive)
         for failure in failures:
             if failure.is_job_error and failure.task.criterion not in self.prune.rank_by:
@@ -116,6 +119,15 @@ class Cutting:
         others = [name for name in scores.column_names if name not in asked]
         there = [name for name in asked if name in scores.column_names]
         return scores.select([*others, *there])  # whoever was first
+
+    def _prices(self) -> dict[str, Price]:
+        """Of the groups' Shapley values."""
+        setup = self.planned.setup
+        known, usual = read_prices(setup.store), usual_price(setup.job.score)
+        return {
+            group.name: known[group.name].price if group.name in known else usual
+            for group in setup.groups
+        }
 
     def ranked(self, scores: pa.Table) -> list[Ranking]:
         """The job's own ranking first."""

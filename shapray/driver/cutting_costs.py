@@ -4,7 +4,7 @@ Orders of magnitude, from the time of a forward pass and of a coalition: so many
 images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +39,12 @@ class CuttingCosts:
     """Seconds of the stages behind the scores, on a worker like the one that was timed.
 
     Attributes:
-        permutations: per image, of what is sampled.
+        permutations: per image, of what is sampled of each group.
     """
 
     planned: Plan
     survey: Survey
-    permutations: int
+    permutations: Mapping[str, int]
 
     @property
     def prune(self) -> Prune:
@@ -68,9 +68,10 @@ class CuttingCosts:
 
     def _criterion(self, name: str) -> float:
         if name in COALITIONS:
-            an_image, each = 0.0, COALITIONS[name] or self.permutations
+            an_image = 0.0
             for group, n_active in zip(self.groups, self.survey.n_active.mean(0).tolist()):
                 costs = self.survey.groups[group.name]
+                each = COALITIONS[name] or self.permutations[group.name]
                 an_image += costs.image + each * n_active * costs.coalition
             return self.n_images * an_image
         if name == "obs":

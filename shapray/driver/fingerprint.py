@@ -19,7 +19,6 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     """
     job = inputs.job
     score = job.score.model_dump(mode="json", exclude={"groups", "precision"})
-    together = job.score.target_standard_error is not None
     return {
         "model.factory": job.model.factory,
         "model.kwargs": recordable(job.model.kwargs),
@@ -28,12 +27,14 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
         **{f"score.{key}": value for key, value in score.items()},
         "score.precision": precision,
         "cluster.images_per_task": job.cluster.images_per_task,
-        # The memory decides how many images are estimated together, and where a target says how
-        # many coalitions are enough, images look at each other.
-        **({"cluster.memory_per_worker": job.cluster.memory_per_worker} if together else {}),
         "table_format": TABLE_FORMAT,
         "sampling_version": SAMPLING_VERSION,
     }
+
+
+def of_network_and_images(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a fingerprint that say what was scored, without those that say how."""
+    return {key: value for key, value in parts.items() if key.startswith(("model.", "data."))}
 
 
 def check_same_job(found: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> None:

@@ -1,17 +1,16 @@
-"""What a job will do and take, before it does it; and how many permutations fit a time.
+"""What a job will do and take, before it does it.
 
 A forecast is made from counts, of the tasks that the run will have and of the active units of a
 sample of the images, and from times, which `worker.survey` and `worker.group_survey` measure on the
 machine that will do the work; `worker.costs` says what follows from them.
 """
 
-import bisect
 import functools
 import heapq
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,19 +18,29 @@ import torch
 from shapray.cluster.needs import workers_here
 from shapray.cluster.ray_pool import RayPool
 from shapray.cluster.start import open_pool
-from shapray.config import Job, Score
+from shapray.config import Job
 from shapray.driver.cutting_costs import CuttingCosts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
-from shapray.driver.tasks import inspect_tasks, score_tasks
+from shapray.driver.prices import (
+    FIRST_IMAGES,
+    TARGET_ERROR,
+    GroupPrice,
+    as_asked,
+    by_pilot,
+    is_piloted,
+    pilot_images,
+    rounded,
+)
+from shapray.driver.tasks import inspect_tasks, slices
 from shapray.errors import ClusterError, JobError
 from shapray.pruning.cuts import compared_networks
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
+from shapray.shapley.pilot import FEWEST_IMAGES, USUAL, Price
 from shapray.storage.run_directory import RunDirectory
-from shapray.text import duration
-from shapray.worker.costs import MAX_PERMUTATIONS, MIN_PERMUTATIONS, Survey
+from shapray.worker.costs import Survey
 from shapray.worker.survey import Surveyor, SurveyTask
 
 START_SECONDS = 12.0  # Ray and the workers' imports
@@ -45,9 +54,10 @@ class GroupForecast:
 
     Attributes:
         name, n_units: of the group.
+        price: of its images, how many they are, and how sure the scores will be.
         n_active: active units, mean over the images counted.
         exact: share of these images whose values are exact.
-        n_evaluations: coalitions, over all calibration images.
+        n_evaluations: coalitions, over all these images.
         multiply_adds: of the network's tail, for all of them.
         prepare: seconds, once per worker.
         tasks: (n_tasks,) seconds each.
@@ -57,6 +67,7 @@ class GroupForecast:
 
     name: str
     n_units: int
+    price: GroupPrice
     n_active: float
     exact: float
     n_evaluations: int
@@ -69,20 +80,27 @@ class GroupForecast:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A job with a certain number of permutations.
+    """A job at certain prices.
 
     Attributes:
-        permutations: per image.
         groups: those to score.
         driver: stages of the driver, name -> seconds.
         work: stages of the workers, name -> its parts, each as `makespan` takes it: (seconds of
             preparation, once per worker, and (n_tasks,) seconds of each task).
     """
 
-    permutations: int
     groups: tuple[GroupForecast, ...]
     driver: dict[str, float]
     work: dict[str, list[tuple[float, np.ndarray]]]
+
+    @property
+    def n_images(self) -> int:
+        """Calibration images that any group is scored on."""
+        return max(group.price.n_images for group in self.groups)
+
+    @property
+    def n_tasks(self) -> int:
+        return sum(len(group.tasks) for group in self.groups)
 
     def seconds(self, n_workers: int) -> float:
         """From the command to its end, on so many workers like the one that was timed."""
@@ -131,33 +149,37 @@ class Forecast:
         self.n_workers, self.where = n_workers, where
         self.at = functools.cache(self._at)
         job, n_images = planned.setup.job, len(planned.setup.calibration)
-        self.slices = [
-            (task.first, task.last)
-            for task in score_tasks(planned, None, survey.precision, "")
-            if task.group == planned.setup.groups[0].name
-        ]
         self.n_rankings, self.repaired = compared_networks(job.prune)
         n_active = np.zeros((n_images, len(planned.setup.groups)), np.int32)
         n_active[survey.images] = survey.n_active
         check_exact(planned, n_active)
 
-    @property
-    def n_tasks(self) -> int:
-        return len(self.slices) * len(self.planned.setup.groups)
+    def _at(self, permutations: int | str, n_images: int | None = None) -> Prediction:
+        """The job at a price.
 
-    def _at(self, permutations: int) -> Prediction:
-        """The job with so many permutations per image."""
+        Args:
+            permutations: per image; "auto": what the pilots choose for each group.
+            n_images: calibration images; None: all, or as many as `data.calibration.limit: auto`
+                will take of each group.
+        """
         survey, setup = self.survey, self.planned.setup
-        groups = tuple(self._group(column, permutations) for column in range(len(setup.groups)))
+        groups = tuple(
+            self._group(column, self._price(group.name, permutations, n_images))
+            for column, group in enumerate(setup.groups)
+        )
+        most = max(group.price.n_images for group in groups)
+        planned = self.planned.on(setup.calibration.first(most))
+        of_groups = {group.name: group.price.price.permutations for group in groups}
         costs = survey.groups.values()
         look = survey.load + survey.look
-        cutting = CuttingCosts(self.planned, survey, permutations)
+        cutting = CuttingCosts(planned, survey, of_groups)
+        pilots = [(0.0, self._pilots())] if is_piloted(setup.job.score, most) else []
         score = [(group.prepare, group.tasks) for group in groups]
         n_further = setup.job.prune.rounds - 1
-        aggregated = len(self.slices) * sum(cost.aggregate for cost in costs)
+        n_shards = sum(len(group.tasks) for group in groups) / len(groups)
+        aggregated = n_shards * sum(cost.aggregate for cost in costs)
         inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
         return Prediction(
-            permutations=permutations,
             groups=groups,
             driver={
                 "start": (1 + 2 * n_further) * START_SECONDS,  # workers have one network at a time
@@ -167,6 +189,7 @@ class Forecast:
             },
             work={
                 "inspect": [(0.0, np.array(inspected))],
+                "pilot": pilots if permutations == "auto" else [],
                 "score": score,
                 "criteria": cutting.criteria(),
                 "losses": cutting.losses(self.n_rankings),
@@ -177,9 +200,51 @@ class Forecast:
             },
         )
 
-    def _group(self, column: int, permutations: int) -> GroupForecast:
+    def _price(self, group: str, permutations: int | str, n_images: int | None) -> GroupPrice:
+        setup = self.planned.setup
+        score, n_all = setup.job.score, len(setup.calibration)
+        to_spare = setup.job.data.calibration.limit == "auto" and n_images is None
+        pilot = self.survey.pilots.get(group)
+        price = USUAL if permutations == "auto" else Price(int(permutations))
+        if pilot is None:
+            found = GroupPrice(price, n_all)
+        elif permutations == "auto" and is_piloted(score, n_all):
+            found = by_pilot(score, pilot, n_all, to_spare)
+        else:
+            found = as_asked(price, pilot, n_all)
+        if to_spare:
+            wanted = found.images_for(score.target_error or TARGET_ERROR)
+            n_images = n_all
+            if wanted < n_all:  # neither infinite nor unknown
+                n_images = rounded(max(FIRST_IMAGES, wanted), setup.job.cluster.images_per_task)
+        return replace(found, n_images=min(n_all, n_images or n_all))
+
+    def _pilots(self) -> np.ndarray:
+        """Seconds of each group's."""
         setup, survey = self.planned.setup, self.survey
-        group, n_images = setup.groups[column], len(setup.calibration)
+        n_images = len(pilot_images(setup.calibration.labels, len(setup.calibration)))
+        seconds = []
+        for column, group in enumerate(setup.groups):
+            n_active = np.full(n_images, survey.n_active[:, column].mean())
+            costs, of_group = survey.groups[group.name], survey.pilots.get(group.name)
+            prices = [] if of_group is None else of_group.drawn
+            seconds.append(
+                sum(
+                    costs.seconds(
+                        np.zeros(n_images, bool),
+                        n_active * price.permutations,
+                        price.permutations,
+                        price.by == "pairs",
+                    ).sum()
+                    for price in prices
+                )
+            )
+        return np.array(seconds)
+
+    def _group(self, column: int, priced: GroupPrice) -> GroupForecast:
+        setup, survey = self.planned.setup, self.survey
+        group, n_images = setup.groups[column], priced.n_images
+        price, permutations = priced.price, priced.price.permutations
         costs, score = survey.groups[group.name], setup.job.score
         asked = score.model_copy(update={"permutations": permutations})
         n_active = survey.n_active[:, column]
@@ -193,43 +258,50 @@ class Forecast:
             counted = sampled[np.linspace(0, len(sampled) - 1, min(some, len(sampled))).astype(int)]
             ids = [setup.calibration.ids[i] for i in survey.images[counted]]
             seeds = [image_seed(score.seed, group.name, image_id) for image_id in ids]
-            found = n_coalitions(n_active[counted].tolist(), permutations, seeds)
+            numbers = [price.of(image) for image in survey.images[counted].tolist()]
+            found = n_coalitions(n_active[counted].tolist(), numbers, price.by, seeds)
             per_unit = found.sum() / n_active[counted].sum()
             n_evaluations[sampled] = per_unit * n_active[sampled]
             n_evaluations[counted] = found
-        seconds = costs.seconds(exact, n_evaluations, permutations)
-        every = np.full(n_images, survey.load + seconds.mean())
+        in_pairs = price.by == "pairs"
+        seconds = costs.seconds(exact, n_evaluations, permutations, in_pairs)
+        every = np.full(len(setup.calibration), survey.load + seconds.mean())
         every[survey.images] = survey.load + seconds
         total = round(float(n_evaluations.mean()) * n_images)
+        parts = slices(n_images, setup.job.cluster.images_per_task)
         n_labels = 0
         if setup.calibration.labels is not None:
             n_labels = len(setup.calibration.labels.unique())
         return GroupForecast(
             name=group.name,
             n_units=group.n_units,
+            price=priced,
             n_active=float(n_active.mean()),
             exact=float(exact.mean()),
             n_evaluations=total,
             multiply_adds=total * self.planned.tail_macs[group.name],
             prepare=costs.prepare,
-            tasks=np.array([every[first:last].sum() for first, last in self.slices]),
+            tasks=np.array([every[first:last].sum() for first, last in parts]),
             exact_seconds=float((seconds * exact).mean()) * n_images,
-            table_bytes=len(self.slices) * costs.shard_bytes
+            table_bytes=len(parts) * costs.shard_bytes
             + costs.scores_bytes
             + n_labels * costs.label_bytes,
         )
 
 
-def n_coalitions(n_players: Sequence[int], permutations: int, seeds: Sequence[int]) -> np.ndarray:
+def n_coalitions(
+    n_players: Sequence[int], permutations: Sequence[int], by: str, seeds: Sequence[int]
+) -> np.ndarray:
     """How many different coalitions are evaluated of some sampled images: (n_images,)."""
     found = np.zeros(len(seeds), int)
-    for row, (k, seed) in enumerate(zip(n_players, seeds, strict=True)):
-        if in_pairs(k, permutations) and k > MANY_COALITIONS:
-            found[row] = permutations * (k - 1)  # pairs are drawn until there are as many
-        elif in_pairs(k, permutations):
-            found[row] = DrawnPairs(k, permutations, seed).n_distinct(permutations)
+    for row, (k, n, seed) in enumerate(zip(n_players, permutations, seeds, strict=True)):
+        paired = by == "pairs" and in_pairs(k, n)
+        if paired and k > MANY_COALITIONS:
+            found[row] = n * (k - 1)  # pairs are drawn until there are as many
+        elif paired:
+            found[row] = DrawnPairs(k, n, seed).n_distinct(n)
         else:
-            orders = antithetic_permutations(k, permutations, seed)
+            orders = antithetic_permutations(k, n, seed)
             first = repeated(orders, np.zeros(len(orders), int))
             new = first == np.arange(first.size).reshape(first.shape)
             found[row] = new[:, 1:k].sum()
@@ -237,7 +309,7 @@ def n_coalitions(n_players: Sequence[int], permutations: int, seeds: Sequence[in
 
 
 def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:
-    """Check a job's inputs, count and time; writes nothing.
+    """Check a job's inputs, count and time, and make every group's pilot; writes nothing.
 
     On the Ray cluster at ``RAY_ADDRESS`` one of its workers is timed, else this process.
 
@@ -251,7 +323,11 @@ def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:
     planned = plan(open_inputs(job, RunDirectory(job.output)))
     planning = time.monotonic() - start
     threads = torch.get_num_threads()
-    make, task = functools.partial(Surveyor, planned.setup), SurveyTask(tuple(permutations))
+    calibration = planned.setup.calibration
+    n_images = len(calibration)
+    is_told = job.score.estimator != "exact" and n_images >= FEWEST_IMAGES
+    images = pilot_images(calibration.labels, n_images) if is_told else ()
+    make, task = functools.partial(Surveyor, planned.setup), SurveyTask(tuple(permutations), images)
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
     found: list[Survey] = []
     try:
@@ -270,57 +346,3 @@ def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:
         capacity = 1
     where = f"this {'cluster' if on_cluster else 'machine'} ({found[0].device})"
     return Forecast(planned, found[0], max(1, capacity), where, planning)
-
-
-def fewest_permutations(score: Score) -> int:
-    """The fewest that a job may have: the standard error of a single pair is unknown."""
-    return MIN_PERMUTATIONS if score.target_standard_error is None else 4
-
-
-def fitting(forecast: Forecast, budget: float) -> Prediction:
-    """The most permutations whose predicted time is within a budget in seconds.
-
-    Raises:
-        JobError: not even the fewest are; says what takes how long.
-    """
-    job, n_workers = forecast.planned.setup.job, forecast.n_workers
-    score, prune = job.score, job.prune
-    fewest = fewest_permutations(score)
-    choices = range(fewest, MAX_PERMUTATIONS + 1, 2)
-    n_fitting = bisect.bisect_right(
-        choices, budget, key=lambda n: forecast.at(n).seconds(n_workers)
-    )
-    if n_fitting:
-        return forecast.at(choices[n_fitting - 1])
-    least = forecast.at(fewest)
-    exact = sum(group.exact_seconds for group in least.groups)
-    parts = {name: makespan(tasks, n_workers) for name, tasks in least.work.items()}
-    listed = {
-        "start and plan": least.driver["start"] + least.driver["plan"],
-        "reading all images": parts["inspect"],
-        f"scoring ({exact / least.worker_seconds('score'):.0%} of it for exact images)": parts[
-            "score"
-        ],
-        "score tables and plan": least.driver["aggregate"] + least.driver["prune"],
-        "other criteria": parts["criteria"],
-        "measuring what cutting each group costs": parts["losses"],
-        "further rounds": sum(parts[name] for name in parts if name.startswith("round ")),
-        "searching for the size": parts["search"],
-        f"repairing and evaluating {len(forecast.repaired)} networks": parts["evaluate"],
-        "timing networks": parts["latency"],
-    }
-    raise JobError(
-        f"--budget: {duration(budget)} is too short; {fewest} permutations per image, the fewest, "
-        f"are predicted to take {duration(least.seconds(n_workers))} with {n_workers} "
-        f"worker{'s' * (n_workers > 1)}: "
-        + ", ".join(f"{name} {duration(seconds)}" for name, seconds in listed.items() if seconds)
-        + ". Give more time, or lower "
-        + "prune.rounds, " * (prune.rounds > 1)
-        + f"data.calibration.limit "
-        f"({len(forecast.planned.setup.calibration)} images), score.exact_max_players "
-        f"({score.exact_max_players}), "
-        + f"prune.distill.steps ({prune.distill.steps}), "
-        * ("distill" in prune.repair)
-        + "or what prune.criteria, prune.curve, prune.random_seeds and prune.repair have measured "
-        "and done"
-    )

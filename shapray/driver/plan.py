@@ -13,6 +13,7 @@ from torch import Tensor
 from shapray.driver.inputs import CHECK_IMAGES, Inputs
 from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
+from shapray.inputs.images import ImageSet
 from shapray.network.group import Group
 from shapray.pruning.criteria.inputs import AsScored
 from shapray.pruning.cuts import HELD_BACK, SEARCHED, Chooser
@@ -43,6 +44,10 @@ class Plan:
     example: Tensor
     n_classes: int
     chooser: Chooser
+
+    def on(self, calibration: ImageSet) -> "Plan":
+        """The same with other calibration images, which begin with the same one."""
+        return replace(self, setup=replace(self.setup, calibration=calibration))
 
 
 def plan(inputs: Inputs) -> Plan:
@@ -76,7 +81,7 @@ def plan(inputs: Inputs) -> Plan:
             setup.model,
             setup.groups,
             example,
-            AsScored(job.score, calibration.ids),
+            AsScored(job.score, {}, calibration.ids, range(len(calibration))),
         )
     except ValueError as error:
         raise JobError(f"prune.{error}") from error

@@ -1,26 +1,25 @@
 """What `--plan` prints and what `--budget` chooses, before anything is scored or written."""
 
+import math
 import re
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from shapray.config import Job
-from shapray.driver.forecast import (
-    Forecast,
-    Prediction,
-    fewest_permutations,
-    fitting,
-    make_forecast,
-)
+from shapray.driver.budget import Choice, fitting
+from shapray.driver.certainty import in_words, median, percent
+from shapray.driver.forecast import Forecast, Prediction, make_forecast
+from shapray.driver.prices import pilot_images
 from shapray.driver.record import earlier_run
 from shapray.errors import JobError
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import duration, size
-from shapray.worker.costs import MAX_PERMUTATIONS
 
 WORKERS = (1, 2, 4, 8, 16, 64, 256)
+TIMED_FOR_AUTO = (2, 4, 8)
 TIMED_PERMUTATIONS = (2, 4, 8, 16, 64, 256)  # for a budget; the others are interpolated
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
@@ -44,29 +43,34 @@ def preview(job: Job, budget: str | None, show: bool, console: Console) -> Job:
         begun = _begun_with(job)
         if begun is not None:
             console.print(
-                f"--budget: the run in {job.output} was begun with {begun} permutations per image, "
-                "and goes on with them"
+                f"--budget: the run in {job.output} was begun with {begun.score.permutations} "
+                f"permutations per image, and goes on with them"
             )
-            return _with_permutations(job, begun)
-    timed = [job.score.permutations]
+            return begun
+    asked = job.score.permutations
+    timed: Sequence[int] = TIMED_FOR_AUTO if asked == "auto" else [asked]
+    forecast = make_forecast(job, timed if seconds is None else TIMED_PERMUTATIONS)
+    prediction = forecast.at(asked)
     if seconds is not None:
-        timed = [n for n in TIMED_PERMUTATIONS if n >= fewest_permutations(job.score)]
-    forecast = make_forecast(job, timed)
-    prediction = forecast.at(job.score.permutations)
-    if seconds is not None:
-        prediction = fitting(forecast, seconds)
-        n, n_workers = prediction.permutations, forecast.n_workers
+        chosen, prediction, dearer = fitting(forecast, seconds)
+        n_workers = forecast.n_workers
         more = "no job is given more"
-        if n < MAX_PERMUTATIONS:
-            more = f"{n + 2} would take {duration(forecast.at(n + 2).seconds(n_workers))}"
+        if dearer is not None:
+            takes = forecast.at(dearer.permutations, dearer.n_images).seconds(n_workers)
+            more = f"{_in_words(dearer)} would take {duration(takes)}"
         console.print(
-            f"--budget {budget}: {n} permutations per image, predicted to take "
+            f"--budget {budget}: {_in_words(chosen)}, predicted to take "
             f"{duration(prediction.seconds(n_workers))} with {n_workers} "
             f"worker{'s' * (n_workers > 1)} on {forecast.where} ({more})"
         )
+        job = _with(job, chosen.permutations, chosen.n_images)
     if show:
         _show(forecast, prediction, console)
-    return _with_permutations(job, prediction.permutations)
+    return job
+
+
+def _in_words(choice: Choice) -> str:
+    return f"{choice.permutations} permutations per image of {choice.n_images:,} images"
 
 
 def parse_time(text: str) -> float:
@@ -77,16 +81,24 @@ def parse_time(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
-def _begun_with(job: Job) -> int | None:
-    """Permutations of the run that the directory holds: another number would be another job."""
+def _begun_with(job: Job) -> Job | None:
+    """The job with the permutations and images of the run that the directory holds, if that was
+    given a number of them: other ones would be another job."""
     found = earlier_run(RunDirectory(job.output))
     permutations = None if found is None else found.parts.get("score.permutations")
-    return permutations if isinstance(permutations, int) else None
+    if found is None or not isinstance(permutations, int):
+        return None
+    return _with(job, permutations, found.limit)
 
 
-def _with_permutations(job: Job, permutations: int) -> Job:
+def _with(job: Job, permutations: int, limit: int | str | None) -> Job:
+    """A job with a number of permutations, and of images where it leaves them open."""
     score = job.score.model_copy(update={"permutations": permutations})
-    return job.model_copy(update={"score": score})
+    data = job.data
+    if data.calibration.limit == "auto":
+        calibration = data.calibration.model_copy(update={"limit": limit})
+        data = data.model_copy(update={"calibration": calibration})
+    return job.model_copy(update={"score": score, "data": data})
 
 
 def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
@@ -94,10 +106,17 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
     job, n_images = planned.setup.job, len(planned.setup.calibration)
     console.print(
         f"{job.name}: a plan; nothing is scored, nothing is written. {n_images:,} calibration and "
-        f"{len(planned.setup.evaluation):,} evaluation images; a sampled image costs as much as "
-        f"{prediction.permutations} permutations of its active units would; {survey.precision}",
+        f"{len(planned.setup.evaluation):,} evaluation images; {survey.precision}",
     )
     console.print(_groups(prediction))
+    console.print(_prices(prediction))
+    certainties = [group.price.certainty for group in prediction.groups]
+    if not all(math.isnan(found.total) for found in certainties):
+        n_piloted = len(pilot_images(planned.setup.calibration.labels, n_images))
+        console.print(
+            "errors: of a score, relative to the spread of the group's scores, by a look at "
+            f"{n_piloted} images, so roughly; " + in_words(median(certainties), prediction.n_images)
+        )
     excluded = [group for group in planned.groups if group.reason is not None]
     if excluded:
         console.print("not scored:")
@@ -107,7 +126,7 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
     console.print(_times(forecast, prediction))
     n_bytes = sum(group.table_bytes for group in prediction.groups)
     console.print(
-        f"tables: about {size(n_bytes)} in {forecast.n_tasks:,} shards and the score tables"
+        f"tables: about {size(n_bytes)} in {prediction.n_tasks:,} shards and the score tables"
     )
     n_rounds = job.prune.rounds
     if n_rounds > 1:
@@ -117,11 +136,8 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
             "as each network is smaller than the one before. The rows of rounds have the most it "
             "can be"
         )
-    at_most = ""
-    if job.score.target_standard_error is not None:
-        at_most = ", and with all permutations where the target standard error may need fewer"
     console.print(
-        f"This is a prediction{at_most}. Active units were counted on {len(survey.images):,} of "
+        f"This is a prediction. Active units were counted on {len(survey.images):,} of "
         f"{n_images:,} calibration images; times were measured on {forecast.where} with "
         f"{job.cluster.cpus_per_worker} thread{'s' * (job.cluster.cpus_per_worker > 1)} per "
         "worker, on a few coalitions of a few images of each group. Waiting for storage, other "
@@ -157,6 +173,26 @@ def _groups(prediction: Prediction) -> Table:
         f"{sum(group.multiply_adds for group in groups):.3g}",
         duration(prediction.worker_seconds("score")),
     )
+    return table
+
+
+def _prices(prediction: Prediction) -> Table:
+    """What each group's images are sampled at, and how sure its scores will be."""
+    table = Table(box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
+    table.add_column("group", overflow="fold")
+    columns = ("images", "permu-\ntations", "total\nerror", "from the\nimages", "from\nsampling")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in prediction.groups:
+        found, price = group.price.certainty, group.price.price
+        table.add_row(
+            group.name,
+            f"{group.price.n_images:,}",
+            f"{price.permutations:,}" if group.exact < 1 else "none",
+            percent(found.total),
+            percent(found.images),
+            percent(found.sampling),
+        )
     return table
 
 

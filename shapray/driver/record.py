@@ -31,11 +31,13 @@ class Earlier:
 
     Attributes:
         parts: of its fingerprint.
+        limit: `data.calibration.limit` of its job.
         evaluation: digest of its evaluation images.
     """
 
     parts: dict[str, Any]
     evaluation: str
+    limit: int | str | None
 
     @property
     def precision(self) -> str:
@@ -55,7 +57,8 @@ def earlier_run(store: RunDirectory) -> Earlier | None:
     match found:
         case {"fingerprint_parts": dict(parts), "evaluation": str(evaluation)}:
             if parts.get("score.precision") in ("float32", "bfloat16"):
-                return Earlier(parts, evaluation)
+                images = found.get("job", {}).get("data", {}).get("calibration", {})
+                return Earlier(parts, evaluation, images.get("limit"))
     raise JobError(
         f"output: {store.shown}/run.json is damaged or not one of this program's: it should hold "
         "'fingerprint_parts' with a 'score.precision' of float32 or bfloat16, and 'evaluation'; "

@@ -1,16 +1,21 @@
 """The units of a network scored: its images looked at, its tasks done, its tables published."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shapray.cluster.pool import Counts, Failure
+from shapray.driver import prices as pricing
 from shapray.driver import summary
+from shapray.driver.certainty import Certainty, percent
 from shapray.driver.crew import Crew
 from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
 from shapray.driver.plan import Plan, check_exact, groups_table
+from shapray.driver.prices import FIRST_IMAGES, TARGET_ERROR, GroupPrice, rounded
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record
 from shapray.driver.resume import missing_tasks, shard_reader
@@ -20,14 +25,34 @@ from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
-from shapray.worker.tasks import Receipt, ScoreTask
+from shapray.worker.tasks import Piloted, Receipt, ScoreTask
 
 PIECEMEAL = ("score", "criterion", "losses")  # whose tasks' results are kept, each for itself
+
+GROWTH = 4  # with images to spare: how much a step may add
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring a network came to.
+
+    Attributes:
+        certainties: of every group's scores.
+    """
+
+    totals: summary.Totals
+    prices: dict[str, GroupPrice]
+    certainties: dict[str, Certainty]
+
+    @property
+    def n_images(self) -> int:
+        """Calibration images that any group was scored on."""
+        return max(found.n_images for found in self.prices.values())
 
 
 def scored(
     crew: Crew, planned: Plan, n_active: np.ndarray | None, precision: str, record: Record
-) -> summary.Totals:
+) -> Scored:
     """All shards and tables of a network's scores; what is there already stays.
 
     Args:
@@ -41,9 +66,39 @@ def scored(
         table = groups_table(planned.groups, planned.tail_macs)
         store.publish_table(names.GROUPS, [table], GROUPS)
         publish_columns(store, [group.name for group in planned.setup.groups])
-    tasks = score_tasks(planned, n_active, precision, record.content["fingerprint"])
-    _score(crew, planned, tasks, record)
-    return _aggregate(planned, tasks, record)
+    with record.stage("score") as entry:
+        prices = _priced(crew, planned, precision, record)
+        done = _score(crew, planned, n_active, prices, precision, record, entry)
+    totals, certainties = _aggregate(planned, done, record)
+    _say_of_target(crew, planned, prices, certainties)
+    return Scored(totals, prices, certainties)
+
+
+def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[str, GroupPrice]:
+    """Every group's price: an earlier run's, or what a pilot tells, or what the job says."""
+    setup, fingerprint = planned.setup, record.content["fingerprint"]
+    score, n_images = setup.job.score, len(setup.calibration)
+    to_spare = setup.job.data.calibration.limit == "auto"
+    known = pricing.read_prices(setup.store, fingerprint)
+    missing = [group for group in setup.groups if group.name not in known]
+    if not missing:
+        return {group.name: known[group.name] for group in setup.groups}
+    found = {group.name: GroupPrice(pricing.usual_price(score), n_images) for group in missing}
+
+    def receive(piloted: Piloted) -> None:
+        of_group = pricing.by_pilot(score, piloted.pilot, n_images, to_spare)
+        found[piloted.task.group] = of_group
+
+    if pricing.is_piloted(score, n_images):
+        images = pricing.pilot_images(setup.calibration.labels, n_images)
+        tasks = pricing.pilot_tasks(missing, planned.tail_macs, images, precision)
+        stop_if_failed("pilot", crew.do("pilot", tasks, receive), record)
+    if to_spare:
+        n_first = min(n_images, rounded(FIRST_IMAGES, setup.job.cluster.images_per_task))
+        found = {name: replace(one, n_images=n_first) for name, one in found.items()}
+    prices = {group.name: (known | found)[group.name] for group in setup.groups}
+    pricing.publish_prices(setup.store, prices, fingerprint)
+    return prices
 
 
 def inspected(
@@ -77,47 +132,121 @@ def nothing_failed(stage: str, failures: Sequence[Failure]) -> None:
         raise TasksFailed(f"{stage}: {failure.message}\n{failure.traceback}")
 
 
-def _score(crew: Crew, planned: Plan, tasks: list[ScoreTask], record: Record) -> None:
-    with record.stage("score") as entry:
-        missing = missing_tasks(planned, tasks, crew.console)
-        entry |= {
-            "tasks": len(tasks),
-            "tasks_found_done": len(tasks) - len(missing),
-            "tasks_done": 0,
-            "tasks_failed": 0,
-            "worker_seconds": 0.0,
-            "worker_seconds_evaluating": 0.0,
-            "evaluations": 0,
-            "shard_bytes": 0,
-        }
+def _score(
+    crew: Crew,
+    planned: Plan,
+    n_active: np.ndarray | None,
+    prices: dict[str, GroupPrice],
+    precision: str,
+    record: Record,
+    entry: dict[str, Any],
+) -> list[ScoreTask]:
+    """All tasks of the scores, done; with images to spare, as many as the target error takes:
+    `prices` has their numbers then.
 
-        def receive(receipt: Receipt) -> None:
-            record.claim.check()
-            entry["worker_seconds"] += receipt.seconds
-            entry["worker_seconds_evaluating"] += receipt.seconds_evaluating
-            entry["evaluations"] += receipt.n_evaluations
-            entry["shard_bytes"] += receipt.n_bytes
-            if crew.metrics is not None:
-                crew.metrics.shard(
-                    receipt.task.group,
-                    receipt.n_evaluations,
-                    receipt.seconds_evaluating,
-                    receipt.n_bytes,
-                )
+    Args:
+        entry: of the stage, to which facts are added.
+    """
+    fingerprint = record.content["fingerprint"]
+    to_spare = planned.setup.job.data.calibration.limit == "auto"
+    entry |= {
+        "tasks": 0,
+        "tasks_found_done": 0,
+        "tasks_done": 0,
+        "tasks_failed": 0,
+        "worker_seconds": 0.0,
+        "worker_seconds_evaluating": 0.0,
+        "evaluations": 0,
+        "shard_bytes": 0,
+    }
+    done: dict[ScoreTask, None] = {}  # in their order
+    while True:
+        tasks = score_tasks(planned, n_active, prices, precision, fingerprint)
+        _do(crew, planned, [task for task in tasks if task not in done], record, entry)
+        done |= dict.fromkeys(tasks)
+        grown = _grown(planned, tasks, prices) if to_spare else prices
+        if grown == prices:
+            return tasks
+        prices |= grown
+        pricing.publish_prices(planned.setup.store, prices, fingerprint)
 
-        def change(shown: Meter, counts: Counts) -> None:
-            entry.update(
-                tasks_done=counts.n_done,
-                tasks_failed=counts.n_failed,
-                tasks_retried=counts.n_retried,
-                tasks_per_second=shown.tasks_per_second,
-                seconds_left=shown.seconds_left,
-                workers=counts.n_workers,
+
+def _do(
+    crew: Crew, planned: Plan, tasks: list[ScoreTask], record: Record, entry: dict[str, Any]
+) -> None:
+    """Do what is not there yet."""
+    missing = missing_tasks(planned, tasks, crew.console)
+    entry["tasks"] += len(tasks)
+    entry["tasks_found_done"] += len(tasks) - len(missing)
+    before = entry["tasks_done"]
+
+    def receive(receipt: Receipt) -> None:
+        record.claim.check()
+        entry["worker_seconds"] += receipt.seconds
+        entry["worker_seconds_evaluating"] += receipt.seconds_evaluating
+        entry["evaluations"] += receipt.n_evaluations
+        entry["shard_bytes"] += receipt.n_bytes
+        if crew.metrics is not None:
+            crew.metrics.shard(
+                receipt.task.group,
+                receipt.n_evaluations,
+                receipt.seconds_evaluating,
+                receipt.n_bytes,
             )
-            record.keep_current()
 
-        failures = crew.do("score", missing, receive, change)
-        stop_if_failed("score", failures, record)
+    def change(shown: Meter, counts: Counts) -> None:
+        entry.update(
+            tasks_done=before + counts.n_done,
+            tasks_failed=counts.n_failed,
+            tasks_retried=counts.n_retried,
+            tasks_per_second=shown.tasks_per_second,
+            seconds_left=shown.seconds_left,
+            workers=counts.n_workers,
+        )
+        record.keep_current()
+
+    failures = crew.do("score", missing, receive, change)
+    stop_if_failed("score", failures, record)
+
+
+def _grown(
+    planned: Plan, tasks: list[ScoreTask], prices: dict[str, GroupPrice]
+) -> dict[str, GroupPrice]:
+    """The same prices with more images for the groups whose error is above the target."""
+    setup = planned.setup
+    target = setup.job.score.target_error or TARGET_ERROR
+    n_all, step = len(setup.calibration), setup.job.cluster.images_per_task
+    grown = {}
+    for name, (scores, _) in _tables(planned, tasks, lambda shard: None).items():
+        found = prices[name]
+        missing = (Certainty.of(scores).total / target) ** 2  # times the images there are
+        if missing > 1:
+            wanted = found.n_images * min(missing, GROWTH)
+            found = replace(found, n_images=min(n_all, rounded(wanted, step)))
+        grown[name] = found
+    return grown
+
+
+def _say_of_target(
+    crew: Crew, planned: Plan, prices: dict[str, GroupPrice], found: dict[str, Certainty]
+) -> None:
+    """Which groups miss the target error, and what would meet it."""
+    job, n_images = planned.setup.job, len(planned.setup.calibration)
+    to_spare = job.data.calibration.limit == "auto"
+    target = job.score.target_error or (TARGET_ERROR if to_spare else None)
+    if target is None:
+        return
+    missed = {name: one for name, one in found.items() if not one.total <= target}
+    if not missed:
+        return
+    worst = max(missed, key=lambda name: missed[name].total)
+    needed = prices[worst].n_images * (missed[worst].total / target) ** 2
+    about = f"about {needed:,.0f} images" if math.isfinite(needed) else "more images than are told"
+    crew.console.print(
+        f"score.target_error: {target:g} is met by {len(found) - len(missed)} of {len(found)} "
+        f"groups with the {n_images:,} calibration images there are; {worst} is at "
+        f"{percent(missed[worst].total)} of the spread of its scores and would take {about}"
+    )
 
 
 def stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None:
@@ -139,9 +268,34 @@ def stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None:
         )
 
 
-def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary.Totals:
-    """The score tables; a group's shards are read in image order, one at a time."""
+def _aggregate(
+    planned: Plan, tasks: list[ScoreTask], record: Record
+) -> tuple[summary.Totals, dict[str, Certainty]]:
+    """The score tables, and what they are worth."""
     totals = summary.Totals()
+    with record.stage("aggregate"):
+        tables = _tables(planned, tasks, totals.add)
+        store = planned.setup.store
+        scores = with_kept_criteria(
+            pa.concat_tables([scores for scores, _ in tables.values()]),
+            table_if_sound(store, names.SCORES),
+            made_of(record.content["fingerprint"], planned.setup.job.cluster),
+        )
+        store.publish_table(names.SCORES, [scores], scores.schema)
+        if planned.setup.calibration.labels is not None:
+            classes = [by_class for _, by_class in tables.values()]
+            store.publish_table(names.CLASS_SCORES, classes, CLASS_SCORES)
+    return totals, {name: Certainty.of(scores) for name, (scores, _) in tables.items()}
+
+
+def _tables(
+    planned: Plan, tasks: list[ScoreTask], on_shard: Callable[[pa.Table], None]
+) -> dict[str, tuple[pa.Table, pa.Table]]:
+    """Group -> its rows of both score tables; its shards are read in image order, one at a time.
+
+    Raises:
+        StorageError: a shard is not what its task has left.
+    """
     read = shard_reader(planned)
     by_group: dict[str, list[ScoreTask]] = {}
     for task in tasks:
@@ -150,28 +304,16 @@ def _aggregate(planned: Plan, tasks: list[ScoreTask], record: Record) -> summary
     def shards(group: str) -> Iterable[pa.Table]:
         for task in by_group[group]:
             shard = read(task)
-            totals.add(shard)
+            on_shard(shard)
             yield shard
 
-    with record.stage("aggregate"):
-        try:
-            tables = [
-                aggregate_group(group.name, group.n_units, shards(group.name))
-                for group in planned.setup.groups
-            ]
-        except UnsoundShard as error:
-            raise StorageError(
-                f"a shard changed while the run was going: {error}; the same command computes it "
-                "again"
-            ) from error
-        store = planned.setup.store
-        scores = with_kept_criteria(
-            pa.concat_tables([scores for scores, _ in tables]),
-            table_if_sound(store, names.SCORES),
-            made_of(record.content["fingerprint"], planned.setup.job.cluster),
-        )
-        store.publish_table(names.SCORES, [scores], scores.schema)
-        if planned.setup.calibration.labels is not None:
-            classes = [by_class for _, by_class in tables]
-            store.publish_table(names.CLASS_SCORES, classes, CLASS_SCORES)
-    return totals
+    balanced = planned.setup.calibration.balanced
+    try:
+        return {
+            group.name: aggregate_group(group.name, group.n_units, shards(group.name), balanced)
+            for group in planned.setup.groups
+        }
+    except UnsoundShard as error:
+        raise StorageError(
+            f"a shard changed while the run was going: {error}; the same command computes it again"
+        ) from error

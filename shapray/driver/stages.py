@@ -1,5 +1,6 @@
 """The stages of a job, one after the other."""
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -59,9 +60,12 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         Targets(crew, planned, planned.chooser, nothing_failed).check()
         if earlier is None:
             _first_write(record)
-        totals = scored(crew, planned, n_active, precision, record)
+        found = scored(crew, planned, n_active, precision, record)
+        if found.n_images < len(inputs.calibration):  # the others take part in nothing
+            inputs = replace(inputs, calibration=inputs.calibration.first(found.n_images))
+            planned = planned.on(inputs.calibration)
         metrics = _cut(Rounds(inputs, planned, record, crews, precision))
-    summary.show(console, planned, totals, metrics)
+    summary.show(console, planned, found.totals, list(found.certainties.values()), metrics)
 
 
 def _earlier(inputs: Inputs) -> Earlier | None:

@@ -1,5 +1,6 @@
 """What a finished run says: what was scored, what removing units cost, where the files are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shapray.driver.certainty import Certainty, in_words, median, percent
 from shapray.driver.plan import Plan
 from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
@@ -39,8 +41,18 @@ class Totals:
         self.n_evaluations += pc.sum(shard["n_evaluations"]).as_py()
 
 
-def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) -> None:
-    """Print the two tables and the run directory."""
+def show(
+    console: Console,
+    plan: Plan,
+    totals: Totals,
+    certainties: Sequence[Certainty],
+    metrics: dict[str, Any],
+) -> None:
+    """Print the two tables and the run directory.
+
+    Args:
+        certainties: of the groups' scores.
+    """
     store, scored = plan.setup.store, plan.setup.groups
     excluded = [group for group in plan.groups if group.reason is not None]
     facts = Table(box=box.SIMPLE, show_header=False)
@@ -56,7 +68,15 @@ def show(console: Console, plan: Plan, totals: Totals, metrics: dict[str, Any]) 
     facts.add_row("evaluations" + first, f"{totals.n_evaluations:,}")
     if several:
         facts.add_row("rounds", str(plan.chooser.prune.rounds))
+    sure = median(certainties)
+    facts.add_row("total error of a score" + first, percent(sure.total))
+    facts.add_row("  from the images", percent(sure.images))
+    facts.add_row("  from the sampling", percent(sure.sampling))
     console.print(facts)
+    console.print(
+        "errors are relative to the spread of a group's scores, median over the groups; "
+        + in_words(sure, len(plan.setup.calibration))
+    )
     show_cuts(console, metrics)
     console.print(f"all files are in {store.shown}")
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from shapray.config import Cluster
+from shapray.config import Cluster, Score
 from shapray.driver.plan import Plan
+from shapray.driver.prices import GroupPrice
 from shapray.network.group import Group
 from shapray.pruning.curve import Measurement
 from shapray.pruning.cuts import Compared, Cut
@@ -31,19 +32,24 @@ def inspect_tasks(plan: Plan) -> list[InspectTask]:
 
 
 def score_tasks(
-    plan: Plan, n_active: np.ndarray | None, precision: str, fingerprint: str
+    plan: Plan,
+    n_active: np.ndarray | None,
+    prices: Mapping[str, GroupPrice],
+    precision: str,
+    fingerprint: str,
 ) -> list[ScoreTask]:
-    """A task per group and slice of calibration images, in that order.
+    """A task per group and slice of the images that it is scored on, in that order.
 
     Args:
         n_active: (n_images, n_groups); None if not counted, then all units are taken to be active.
+        prices: of the groups to score.
     """
     job, groups = plan.setup.job, plan.setup.groups
     if n_active is None:
         n_units = [group.n_units for group in groups]
         n_active = np.broadcast_to(n_units, (len(plan.setup.calibration), len(groups)))
     return group_tasks(
-        groups, plan.tail_macs, n_active, job.score, job.cluster, precision, fingerprint
+        groups, plan.tail_macs, n_active, prices, job.score, job.cluster, precision, fingerprint
     )
 
 
@@ -51,7 +57,8 @@ def group_tasks(
     groups: Sequence[Group],
     tail_macs: Mapping[str, int],
     n_active: np.ndarray,
-    sampling: Sampling,
+    prices: Mapping[str, GroupPrice],
+    score: Score,
     cluster: Cluster,
     precision: str,
     fingerprint: str = "",
@@ -63,16 +70,19 @@ def group_tasks(
         fingerprint: of the run directory that the shards go to; none if they go nowhere.
     """
     return [
-        ScoreTask(group.name, first, last, precision, fingerprint, cost)
+        ScoreTask(group.name, first, last, found.price, precision, fingerprint, cost)
         for column, group in enumerate(groups)
-        for first, last in slices(len(n_active), cluster.images_per_task)
-        for n_evaluations in [expected_evaluations(n_active[first:last, column], sampling)]
+        for found in [prices[group.name]]
+        for first, last in slices(found.n_images, cluster.images_per_task)
+        for asked in [score.model_copy(update={"permutations": found.price.permutations})]
+        for n_evaluations in [expected_evaluations(n_active[first:last, column], asked)]
         for cost in [float(n_evaluations) * max(1, tail_macs[group.name])]
     ]
 
 
 def expected_evaluations(n_active: np.ndarray, sampling: Sampling) -> int:
     """Coalitions of some images, by their numbers of active units."""
+    assert isinstance(sampling.permutations, int)
     return sum(
         2**k
         if k <= MAX_EXACT_PLAYERS and is_exact(k, sampling)

@@ -73,7 +73,7 @@ class NetworkSplit:
             bytes_per_row = self.parts.bytes_per_row
         else:
             bytes_per_row = _hooked_bytes(folded, example.to(self.device))
-        self.tail_macs = _tail_macs(self.parts, folded, example.to(self.device))
+        self.head_macs, self.tail_macs = _macs(self.parts, folded, example.to(self.device))
         # The process itself, the cached sides and the tables have their share of the bound.
         on_cpu = self.device.type == "cpu"
         self.room = memory - PROCESS_BYTES if on_cpu else memory
@@ -326,15 +326,17 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def _tail_macs(parts: Split | None, network: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of the tail for one coalition of one image, consumers included."""
+def _macs(parts: Split | None, network: nn.Module, example: Tensor) -> tuple[int, int]:
+    """Multiply-adds of the head for an image, and of the tail, consumers included, for a coalition
+    of it."""
     with torch.inference_mode():
         if parts is None:
             with MultiplyAdds() as counted:
                 network(example.clone())
-        else:
+            return 0, counted.total
+        with MultiplyAdds() as head:
             sides = parts.head(example)
-            masks = [torch.ones(1, *units.shape, device=example.device) for units in parts.masks]
-            with MultiplyAdds() as counted:
-                parts.masked(*sides, *masks)
-    return counted.total
+        masks = [torch.ones(1, *units.shape, device=example.device) for units in parts.masks]
+        with MultiplyAdds() as tail:
+            parts.masked(*sides, *masks)
+    return head.total, tail.total

@@ -28,7 +28,6 @@ class _Sampling:
     estimator: str = "permutation"
     permutations: int = 8
     exact_max_players: int = 0
-    target_standard_error: float | None = None
 
 
 def seconds_of_two_batches(game: NetworkGame) -> float:

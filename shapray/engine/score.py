@@ -3,6 +3,7 @@
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from shapray.network.group import Group
 from shapray.shapley.coalitions import image_seed
 from shapray.shapley.estimators import Estimate, Sampling, estimate
 from shapray.shapley.game import NonFiniteValue
+from shapray.shapley.pilot import Cost, Pilot, Price, pilot
 
 N_SPLITS = 4  # groups whose prepared networks are kept
 WEIGHTS_SHARE = 16  # of a GPU's memory, for the weights of more of them
@@ -96,7 +98,8 @@ def score_images(
     labels: Tensor | None,
     ids: Sequence[str],
     scoring: Scoring,
-    n_images: int,
+    price: Price,
+    places: Sequence[int],
 ) -> list[Estimate]:
     """Shapley values of a group's units on every image.
 
@@ -105,22 +108,59 @@ def score_images(
         images: (n, channels, height, width) float32, on any device.
         labels: (n,) int64, or None.
         ids: of the images; with the seed and the group they name an image's random stream.
-        scoring: value function, estimator, seed.
-        n_images: size of the calibration set that these images are part of.
+        scoring: value function, estimator, seed; its permutations are not looked at.
+        price: of the images that are sampled.
+        places: of the images in the calibration set.
     Raises:
         ValueError: a value is not finite; names group, image and coalition.
     """
-    group, found = split.group.name, list[Estimate]()
-    at_once = split.images_at_once(scoring.permutations)
-    for first in range(0, len(ids), at_once):
-        here = slice(first, first + at_once)
+    found = list[Estimate]()
+    asked = replace(_Asked.of(scoring), permutations=price.permutations)
+    numbers = [price.of(place) for place in places]
+    at_once = split.images_at_once(max(numbers))
+    for start in range(0, len(ids), at_once):
+        here = slice(start, start + at_once)
         game = split.game(images[here], None if labels is None else labels[here], scoring.value)
-        seeds = [image_seed(scoring.seed, group, image_id) for image_id in ids[here]]
+        seeds = [image_seed(scoring.seed, split.group.name, image_id) for image_id in ids[here]]
         try:
-            found += estimate(game, scoring, seeds, n_images)
+            found += estimate(game, asked, seeds, numbers[here], price.by)
         except NonFiniteValue as error:
             raise ValueError(
-                f"group {group}, image {ids[first + error.image]}: the value is "
+                f"group {split.group.name}, image {ids[start + error.image]}: the value is "
                 f"{error.value} with the {len(error.coalition)} units {error.coalition} kept"
             ) from error
     return found
+
+
+def try_images(
+    split: NetworkSplit,
+    images: Tensor,
+    labels: Tensor | None,
+    ids: Sequence[str],
+    scoring: Scoring,
+) -> Pilot:
+    """What some of a group's images, spread over all there are, tell of the price of sampling.
+
+    Arguments and errors as of `score_images`.
+    """
+    sampled = replace(_Asked.of(scoring), estimator="permutation", exact_max_players=0)
+
+    def draw(price: Price) -> list[Estimate]:
+        return score_images(split, images, labels, ids, sampled, price, range(len(ids)))
+
+    return pilot(draw, scoring, Cost(split.head_macs, split.tail_macs))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A `Scoring` with a number of permutations."""
+
+    value: str
+    seed: int
+    estimator: str
+    exact_max_players: int
+    permutations: int = 0
+
+    @staticmethod
+    def of(scoring: Scoring) -> "_Asked":
+        return _Asked(scoring.value, scoring.seed, scoring.estimator, scoring.exact_max_players)

@@ -1,6 +1,7 @@
 """Sets of images: which ones are taken, how they become tensors, and their digests."""
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -28,9 +29,13 @@ class ImageSet:
         labels: Tensor | None,
         transform: Transform,
         key: str,
+        balanced: bool,
     ) -> None:
         self.ids = ids
         self.labels = labels  # (n,) int64, or None
+        self.balanced = (
+            balanced  # of more images as many of every label were taken as there could be
+        )
         self.key = key
         self._reader = reader
         self._rows = rows
@@ -41,6 +46,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def first(self, n: int) -> "ImageSet":
+        """The first images as a set of their own."""
+        labels = None if self.labels is None else self.labels[:n]
+        rows, ids = self._rows[:n], self.ids[:n]
+        return ImageSet(self._reader, rows, ids, labels, self._transform, self.key, self.balanced)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_digests": None}
@@ -148,7 +159,9 @@ def open_images(images: Images, transform: Transform, key: str) -> ImageSet:
     """Choose the images of a job section, without reading more than the first one's pixels.
 
     With `limit`, as many images of every class are taken as class sizes allow; which ones depends
-    on nothing but the seed, the ids and the labels. They keep the order of the source.
+    on nothing but the seed, the ids and the labels. They keep the order of the source. With the
+    limit "auto" all are taken, in an order in which the first ones are those that a limit would
+    take.
 
     Args:
         images: the section.
@@ -167,7 +180,9 @@ def open_images(images: Images, transform: Transform, key: str) -> ImageSet:
         raise JobError(f"{key}: ids must be unique; '{twice}' names {times} images")
     labels = _checked_labels(listing.labels, listing.ids, key)
     chosen: Sequence[int] = range(n_images)
-    if images.limit is not None:
+    if images.limit == "auto":
+        chosen = _balanced_order(listing.ids, labels, images.seed)
+    elif images.limit is not None:
         chosen = _balanced_subset(listing.ids, labels, images.limit, images.seed)
     return ImageSet(
         listing.reader,
@@ -176,6 +191,7 @@ def open_images(images: Images, transform: Transform, key: str) -> ImageSet:
         None if labels is None else torch.tensor([labels[i] for i in chosen], dtype=torch.int64),
         transform,
         key,
+        balanced=labels is not None and (images.limit == "auto" or len(chosen) < n_images),
     )
 
 
@@ -234,23 +250,33 @@ def _checked_labels(labels: list[Any] | None, ids: list[str], key: str) -> list[
 
 
 def _balanced_subset(ids: list[str], labels: list[int] | None, limit: int, seed: int) -> list[int]:
-    """Positions of min(limit, n) images, classes as equal as their sizes allow, in order.
+    """Positions of min(limit, n) images, classes as equal as their sizes allow, in order."""
+    left = min(limit, len(ids))
+    chosen: list[int] = []
+    ranked = _ranked_in_classes(ids, labels, seed)
+    smallest_first = sorted(ranked.items(), key=lambda item: (len(item[1]), item[0]))
+    for n_done, (_, positions) in enumerate(smallest_first):
+        take = min(len(positions), left // (len(ranked) - n_done))
+        chosen += positions[:take]
+        left -= take
+    return sorted(chosen)
 
-    Within a class images are ranked by a hash of seed and id, so that a choice does not change
-    with the order of the source or with what other classes hold.
-    """
+
+def _balanced_order(ids: list[str], labels: list[int] | None, seed: int) -> list[int]:
+    """Positions of all images, one of each class after the other while there are any."""
+    ranked = _ranked_in_classes(ids, labels, seed)
+    turns = itertools.zip_longest(*(positions for _, positions in sorted(ranked.items())))
+    return [position for turn in turns for position in turn if position is not None]
+
+
+def _ranked_in_classes(ids: list[str], labels: list[int] | None, seed: int) -> dict[int, list[int]]:
+    """Class -> positions of its images, by a hash of seed and id: a choice of the first ones does
+    not change with the order of the source or with what other classes hold."""
     members: dict[int, list[int]] = {}
     for position in range(len(ids)):
         members.setdefault(0 if labels is None else labels[position], []).append(position)
-    left = min(limit, len(ids))
-    chosen: list[int] = []
-    smallest_first = sorted(members.items(), key=lambda item: (len(item[1]), item[0]))
-    for n_done, (_, positions) in enumerate(smallest_first):
-        take = min(len(positions), left // (len(members) - n_done))
-        rank = {i: hashlib.sha256(f"{seed}:{ids[i]}".encode()).digest() for i in positions}
-        chosen += sorted(positions, key=rank.__getitem__)[:take]
-        left -= take
-    return sorted(chosen)
+    rank = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in ids]
+    return {label: sorted(of, key=rank.__getitem__) for label, of in members.items()}
 
 
 def _by(size: Sequence[int]) -> str:

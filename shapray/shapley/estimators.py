@@ -16,27 +16,23 @@ from shapray.shapley.permutations import Permutations
 SAMPLING_VERSION = 2  # raised when the same job would give other scores
 MAX_EXACT_PLAYERS = 24  # 2**24 coalitions of one image; more is never meant
 
-FIRST_ROUND = 4  # permutations before a standard error is believed
-
 
 class Sampling(Protocol):
     """How values are to be estimated; the job file's `score` section is one.
 
     Attributes:
         estimator: "exact", "permutation" (sampled), or "hybrid".
-        permutations: the price of sampling an image, even (see `n_sampled`).
+        permutations: the price of sampling an image, even (see `n_sampled`); a number, once "auto"
+            has become one (see `pilot`).
         exact_max_players: an image with no more active units is exact.
-        target_standard_error: where it is reached sampling stops earlier (see `is_enough`).
     """
 
     @property
     def estimator(self) -> str: ...
     @property
-    def permutations(self) -> int: ...
+    def permutations(self) -> int | str: ...
     @property
     def exact_max_players(self) -> int: ...
-    @property
-    def target_standard_error(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,10 @@ def is_exact(n_active: int, sampling: Sampling) -> bool:
                 f"({2**MAX_EXACT_PLAYERS:,} coalitions)"
             )
         return True
-    cheap = 2**n_active <= n_sampled(n_active, sampling.permutations)
-    return n_active <= sampling.exact_max_players or cheap
+    if n_active <= sampling.exact_max_players:
+        return True
+    assert isinstance(sampling.permutations, int)
+    return 2**n_active <= n_sampled(n_active, sampling.permutations)
 
 
 def check_enumerable(n_active: np.ndarray, ids: Sequence[str], groups: Sequence[str]) -> None:
@@ -133,7 +131,11 @@ def exact_values(subset_values: Tensor) -> Tensor:
 
 
 def estimate(
-    game: Game, sampling: Sampling, seeds: Sequence[int], n_images: int | None = None
+    game: Game,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    numbers: Sequence[int] | None = None,
+    by: str | None = None,
 ) -> list[Estimate]:
     """Shapley values of every image of a game.
 
@@ -141,8 +143,9 @@ def estimate(
         game: of `len(seeds)` images.
         sampling: how.
         seeds: one per image, of its random stream.
-        n_images: size of the calibration set that these images stand for; the target of the
-            standard error is meant for the mean over all of it. Default: these images.
+        numbers: permutations of each image that is sampled; `sampling.permutations` by default.
+        by: what is drawn, "permutations" or "pairs" (of coalitions, where they can be; see
+            `pairs.in_pairs`). Default: the latter.
     Raises:
         NonFiniteValue: a coalition's value is NaN or infinite.
         ValueError: `exact` was asked for with too many active units.
@@ -152,63 +155,24 @@ def estimate(
     ends = game.value(both, game.reference.flatten(0, 1).double()).view(len(seeds), 2).cpu()
     check_finite(ends, lambda i: (i // 2, list(range(game.n_players)) if i % 2 else []))
 
-    enumerated = [is_exact(k, sampling) for k in game.active.sum(1).tolist()]
-    found = {image: _enumerate(game, image) for image in every if enumerated[image]}
-    sampled = [image for image in every if not enumerated[image]]
-    if sampled:
-        samples = _samples(game, sampled, sampling.permutations, seeds, ends)
-        for n_permutations in rounds(sampling):
-            for sample in samples:
-                sample.extend(n_permutations)
-                found |= _sampled(game, sample, ends)
-            if is_enough(list(found.values()), sampling, n_images or len(seeds)):
-                break
+    n_active = game.active.sum(1).tolist()
+    found: dict[int, Estimate] = {}
+    drawn: dict[tuple[bool, int], list[int]] = {}  # in pairs, permutations -> images
+    may_pair = by != "permutations" and game.surrogate() is not None
+    for image, k in enumerate(n_active):
+        if is_exact(k, sampling):
+            found[image] = _enumerate(game, image)
+        else:
+            number = sampling.permutations if numbers is None else numbers[image]
+            assert isinstance(number, int)
+            paired = may_pair and in_pairs(k, number)
+            drawn.setdefault((paired, number), []).append(image)
+    for (paired, number), images in drawn.items():
+        kind = Pairs if paired else Permutations
+        sample = kind(game, images, number, seeds, ends)
+        sample.extend(number)
+        found |= _sampled(game, sample, ends)
     return [found[image] for image in every]
-
-
-def _samples(
-    game: Game, images: Sequence[int], n_permutations: int, seeds: Sequence[int], ends: Tensor
-) -> list[Pairs | Permutations]:
-    """Pairs of coalitions where there is a surrogate and enough of them, permutations else."""
-    by_pairs: list[int] = []
-    by_chains: list[int] = []
-    has_surrogate = game.surrogate() is not None
-    for image, k in zip(images, game.active[list(images)].sum(1).tolist(), strict=True):
-        paired = has_surrogate and in_pairs(k, n_permutations)
-        (by_pairs if paired else by_chains).append(image)
-    samples: list[Pairs | Permutations] = []
-    if by_pairs:
-        samples.append(Pairs(game, by_pairs, n_permutations, seeds, ends))
-    if by_chains:
-        samples.append(Permutations(game, by_chains, n_permutations, seeds, ends))
-    return samples
-
-
-def rounds(sampling: Sampling) -> list[int]:
-    """Numbers of permutations after which to look whether they are enough."""
-    if sampling.target_standard_error is None:
-        return [sampling.permutations]
-    steps = [FIRST_ROUND]
-    while steps[-1] < sampling.permutations:
-        steps.append(min(2 * steps[-1], sampling.permutations))
-    return steps
-
-
-def is_enough(found: Sequence[Estimate], sampling: Sampling, n_images: int) -> bool:
-    """Whether the standard error that is to be expected of the group's scores meets the target.
-
-    It is the root mean square over the units of the standard error of a score, for `n_images` like
-    these, relative to the spread of the units' scores: the standard deviation over the units of the
-    means, without the part that a mean of few images owes to the choice of the images.
-    """
-    if sampling.target_standard_error is None or len(found) < 2:
-        return False
-    values = np.stack([f.shapley_value for f in found])  # (n_found, n_players)
-    errors = np.stack([f.standard_error for f in found])
-    by_chance = values.var(0, ddof=1).mean() / len(found)
-    spread = np.sqrt(max(values.mean(0).var() - by_chance, 0.0))
-    error = np.sqrt(np.square(errors).mean() / n_images)
-    return bool(error <= sampling.target_standard_error * spread)  # never with an unknown error
 
 
 def _enumerate(game: Game, image: int) -> Estimate:

@@ -9,92 +9,134 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
+from shapray.storage.moments import Noise, Spread, errors
 from shapray.storage.schemas import CLASS_SCORES, SCORES
 
 
-class _Moments:
-    """Sums over images, for each of the `n_units` units of a group."""
+class _Sums:
+    """Of the images of a group, for each of its `n_units` units."""
 
     def __init__(self, n_units: int) -> None:
-        self.n_images = self.n_exact = 0
-        self.mean = np.zeros(n_units)
-        self.squares = np.zeros(n_units)  # sum of squared deviations from the mean
-        self.absolute = np.zeros(n_units)  # sum of |value|
-        self.variance = np.zeros(n_units)  # sum of squared standard errors
+        self.n_exact = 0
+        self.value, self.absolute = Spread(n_units), Spread(n_units)
+        self.noise = Noise(n_units)
         self.n_active = np.zeros(n_units)
 
-    def add(self, value: np.ndarray, error: np.ndarray, active: np.ndarray, n_exact: int) -> None:
-        """Take in some more images; the arrays are (n_images, n_units).
+    @property
+    def n(self) -> int:
+        return self.value.n
 
-        Means and squared deviations are merged, not recomputed from raw sums, which would cancel.
-        Source: Chan, Golub and LeVeque 1979, "Updating Formulae and a Pairwise Algorithm".
+    def add(self, shard: "_Shard", rows: np.ndarray) -> None:
+        """Take in some images of a shard."""
+        value, error = shard.value[rows], shard.error[rows]
+        self.value.add(value)
+        self.absolute.add(np.abs(value))
+        self.noise.add(value, error, shard.n_pairs[rows])
+        self.n_active += shard.active[rows].sum(axis=0)
+        self.n_exact += int(shard.exact[rows].sum())
+
+    def columns(
+        self, group: str, strata: Iterable["_Sums"] = ()
+    ) -> dict[str, pa.Array | np.ndarray]:
+        """Of a score table.
+
+        Args:
+            strata: sums of the parts of the images whose numbers were fixed before the draw.
         """
-        n_new, total = len(value), self.n_images + len(value)
-        mean = value.mean(axis=0)
-        shift = mean - self.mean
-        self.squares += ((value - mean) ** 2).sum(axis=0)
-        self.squares += shift**2 * (self.n_images * n_new / total)
-        self.mean += shift * (n_new / total)
-        self.absolute += np.abs(value).sum(axis=0)
-        self.variance += (error**2).sum(axis=0)
-        self.n_active += active.sum(axis=0)
-        self.n_images, self.n_exact = total, self.n_exact + n_exact
-
-    def columns(self, group: str) -> dict[str, pa.Array | np.ndarray]:
-        n_units, n = len(self.mean), self.n_images
-        std = np.sqrt(self.squares / (n - 1)) if n > 1 else np.full(n_units, np.nan)
+        n_units, n = len(self.n_active), self.n
+        parts = list(strata)
+        if not parts or min(part.n for part in parts) < 2:
+            parts = [self]
+        variance, of_absolute = (
+            sum((part.n / n) ** 2 * spread(part).variance / part.n for part in parts)
+            for spread in (lambda sums: sums.value, lambda sums: sums.absolute)
+        )
+        noise, noise_of_absolute, lift = self.noise.totals()
+        of_mean = errors(variance, np.sqrt(noise) / n)
+        of_mean_abs = errors(of_absolute, np.sqrt(noise_of_absolute) / n)
+        found = {
+            "mean": self.value.mean,
+            "mean_abs": self.absolute.mean,
+            "std": np.sqrt(self.value.variance),
+            "standard_error": of_mean.sampling,
+            "image_error": of_mean.images,
+            "total_error": of_mean.total,
+            "mean_abs_standard_error": of_mean_abs.sampling,
+            "mean_abs_image_error": of_mean_abs.images,
+            "mean_abs_total_error": np.hypot(of_mean_abs.total, lift / n),
+        }
         return {
             "group": np.full(n_units, group, dtype=object),
             "unit": np.arange(n_units),
-            "mean": self.mean,
-            "mean_abs": self.absolute / n,
-            "std": _null_for_nan(std),
-            "standard_error": _null_for_nan(np.sqrt(self.variance) / n),
+            **{name: pa.array(column, mask=np.isnan(column)) for name, column in found.items()},
             "n_images": np.full(n_units, n),
             "n_exact": np.full(n_units, self.n_exact),
             "active_fraction": self.n_active / n,
         }
 
 
+class _Shard:
+    """The columns of a shard as arrays, a row per image."""
+
+    def __init__(self, table: pa.Table, n_units: int) -> None:
+        self.value, self.error, self.active = (
+            _matrix(table[name], n_units) for name in ("shapley_value", "standard_error", "active")
+        )
+        self.exact = np.array([name == "exact" for name in table["estimator"].to_pylist()])
+        by_permutations = [name == "permutations" for name in table["sampling"].to_pylist()]
+        self.n_pairs = np.where(by_permutations, table["n_permutations"].to_numpy() / 2, 0.0)
+        self.labels = table["label"].to_pylist()
+
+    @property
+    def n(self) -> int:
+        return len(self.labels)
+
+
 def aggregate_group(
-    group: str, n_units: int, shards: Iterable[pa.Table]
+    group: str, n_units: int, shards: Iterable[pa.Table], balanced: bool = False
 ) -> tuple[pa.Table, pa.Table]:
     """The rows of ``scores.parquet`` and ``class_scores.parquet`` that belong to one group.
 
     Per unit, over its Shapley values phi_i on the images i = 1..n with standard errors s_i:
-    `mean` and `mean_abs` of phi_i; `std`, their sample standard deviation (null for one image);
-    `standard_error` of the mean that comes from the sampling, sqrt(sum s_i^2) / n (0 if
-    all are exact, null if some s_i was not measured); `active_fraction`, the share of images on
-    which the unit is active. Class tables hold the same over each label's images; images without
-    label are in the first table only.
+
+    - `mean` and `mean_abs` of phi_i; `std`, their sample standard deviation;
+    - errors of the mean: `standard_error` from the sampling, sqrt(sum s_i^2) / n (0 if all are
+      exact); `total_error` against the mean over all images that these were drawn from,
+      std / sqrt(n); `image_error`, what of it the choice of the images makes;
+    - the same of `mean_abs`, whose total error holds what the noise lifts it by, too;
+    - `active_fraction`, the share of images on which the unit is active.
+
+    What is not known is null: every spread of a single image, and all that needs the s_i where too
+    little is known of them (see `moments.Noise`). Class tables hold the same over each label's
+    images; images without label are in the first table only.
 
     Args:
         group: name.
         n_units: units of the group.
         shards: tables of the group, in image order.
+        balanced: how many images there are of each label was fixed before they were drawn: then
+            only the spread within the labels is chance.
+    Source: Cochran 1977, Sampling Techniques, chapter 5 (stratified sampling).
     """
-    overall = _Moments(n_units)
-    by_label: dict[int, _Moments] = {}
-    for shard in shards:
-        value, error, active = (
-            _matrix(shard[name], n_units) for name in ("shapley_value", "standard_error", "active")
-        )
-        exact = np.array([name == "exact" for name in shard["estimator"].to_pylist()])
-        labels = shard["label"].to_pylist()
-        overall.add(value, error, active, int(exact.sum()))
-        for label in sorted({label for label in labels if label is not None}):
-            rows = np.array([found == label for found in labels])
-            moments = by_label.setdefault(label, _Moments(n_units))
-            moments.add(value[rows], error[rows], active[rows], int(exact[rows].sum()))
-    assert overall.n_images, group
+    overall = _Sums(n_units)
+    by_label: dict[int, _Sums] = {}
+    for table in shards:
+        shard = _Shard(table, n_units)
+        overall.add(shard, np.ones(shard.n, bool))
+        for label in sorted({label for label in shard.labels if label is not None}):
+            rows = np.array([found == label for found in shard.labels])
+            by_label.setdefault(label, _Sums(n_units)).add(shard, rows)
+    assert overall.n, group
     classes = [
         pa.table({**by_label[label].columns(group), "label": np.full(n_units, label)}).select(
             CLASS_SCORES.names
         )
         for label in sorted(by_label)
     ]
+    labelled = sum(sums.n for sums in by_label.values()) == overall.n
+    strata = by_label.values() if balanced and labelled else ()
     return (
-        pa.table(overall.columns(group)).cast(SCORES),
+        pa.table(overall.columns(group, strata)).cast(SCORES),
         pa.concat_tables(classes).cast(CLASS_SCORES) if classes else CLASS_SCORES.empty_table(),
     )
 
@@ -103,7 +145,3 @@ def _matrix(column: pa.ChunkedArray, n_units: int) -> np.ndarray:
     """List column -> (n_images, n_units) float64; null becomes NaN."""
     flat = column.combine_chunks().flatten().cast(pa.float64())
     return flat.to_numpy(zero_copy_only=False).reshape(len(column), n_units)
-
-
-def _null_for_nan(values: np.ndarray) -> pa.Array:
-    return pa.array(values, pa.float64(), mask=np.isnan(values))

@@ -2,6 +2,7 @@
 
 RUN = "run.json"
 GROUPS, SCORES, CLASS_SCORES = "groups.parquet", "scores.parquet", "class_scores.parquet"
+PRICES = "prices.parquet"
 
 # In the folder of a cut: the job's own is `CUTS`, others are folders in that.
 CUTS = "prune"

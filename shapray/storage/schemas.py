@@ -19,6 +19,18 @@ GROUPS = pa.schema(
         pa.field("tail_macs", pa.int64()),
     ]
 )
+PRICES = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("permutations", pa.int64(), nullable=False),
+        pa.field("sampling", pa.string(), nullable=False),
+        pa.field("told_every", pa.int64()),
+        pa.field("n_images", pa.int64(), nullable=False),
+        pa.field("image_variance", pa.float64()),
+        pa.field("sampling_variance", pa.float64()),
+        pa.field("score_variance", pa.float64()),
+    ]
+)
 SHARD = pa.schema(
     [
         pa.field("group", pa.string(), nullable=False),
@@ -41,6 +53,11 @@ _STATISTICS = [
     pa.field("mean_abs", pa.float64(), nullable=False),
     pa.field("std", pa.float64()),
     pa.field("standard_error", pa.float64()),
+    pa.field("image_error", pa.float64()),
+    pa.field("total_error", pa.float64()),
+    pa.field("mean_abs_standard_error", pa.float64()),
+    pa.field("mean_abs_image_error", pa.float64()),
+    pa.field("mean_abs_total_error", pa.float64()),
     pa.field("n_images", pa.int64(), nullable=False),
     pa.field("n_exact", pa.int64(), nullable=False),
     pa.field("active_fraction", pa.float64(), nullable=False),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shapray.shapley.pilot import Pilot
+
 MIN_PERMUTATIONS, MAX_PERMUTATIONS = 2, 1024  # that a budget chooses among
 
 
@@ -43,12 +45,19 @@ class GroupCosts:
     label_bytes: int
 
     def seconds(
-        self, exact: np.ndarray, n_evaluations: np.ndarray, permutations: int
+        self, exact: np.ndarray, n_evaluations: np.ndarray, permutations: int, in_pairs: bool = True
     ) -> np.ndarray:
-        """(n_images,) bool and number of evaluations -> (n_images,) seconds."""
+        """(n_images,) bool and number of evaluations -> (n_images,) seconds.
+
+        Args:
+            in_pairs: of coalitions, where there are enough permutations for that.
+        """
         enumerated = self.subset_image + self.subset * n_evaluations
         in_work = max(1.0, permutations / self.rows)
-        sampled = self.tables * in_work + self.coalition * n_evaluations + self._books(permutations)
+        books = self._books(permutations)
+        if not in_pairs:  # they grow with the permutations, and there is no fit
+            books = self._books(MIN_PERMUTATIONS) * permutations / MIN_PERMUTATIONS
+        sampled = self.tables * in_work + self.coalition * n_evaluations + books
         return self.image + self.row + np.where(exact, enumerated, sampled)
 
     def _books(self, permutations: int) -> float:
@@ -73,6 +82,7 @@ class Survey:
             counted; to run it and compare with the label.
         network: to make a smaller network.
         groups: by name.
+        pilots: what some images tell of each of them; empty if that was not asked for.
     """
 
     device: str
@@ -84,3 +94,4 @@ class Survey:
     forward: float
     network: float
     groups: dict[str, GroupCosts]
+    pilots: dict[str, Pilot]

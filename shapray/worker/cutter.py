@@ -69,8 +69,10 @@ class Cutter:
         name, job, n_images = task.criterion, self.setup.job, len(self.setup.calibration)
         n_used = self._n_repairable if CRITERIA[name].at_once else n_images
         images, labels = self._calibration(n_used)
-        ids = [self.setup.calibration.ids[i] for i in shuffled(n_images)[:n_used].tolist()]
-        sampled = AsScored(job.score.model_copy(update={"estimator": "permutation"}), ids)
+        places = shuffled(n_images)[:n_used].tolist()
+        ids = [self.setup.calibration.ids[i] for i in places]
+        scoring = job.score.model_copy(update={"estimator": "permutation"})
+        sampled = AsScored(scoring, task.prices, ids, places)
         try:
             scores = criterion(
                 name,

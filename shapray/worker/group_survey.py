@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +74,8 @@ class GroupSurvey:
         counted: images to time on, and the network.
         n_active: (n_counted,), the group's active units on these images.
         stopwatch: of the device.
+        permutations: ascending; at each of them the work around the network is timed, unless
+            that takes long enough to follow from the ones before.
 
     Attributes:
         split: the network, prepared.
@@ -90,9 +91,10 @@ class GroupSurvey:
         counted: Counted,
         n_active: np.ndarray,
         stopwatch: Stopwatch,
+        permutations: tuple[int, ...],
     ) -> None:
         self.setup, self.group, self.counted = setup, group, counted
-        self.n_active, self.stopwatch = n_active, stopwatch
+        self.n_active, self.stopwatch, self.permutations = n_active, stopwatch, permutations
         start = stopwatch.now()
         self.split = NetworkSplit(
             counted.folded,
@@ -103,21 +105,16 @@ class GroupSurvey:
             memory=setup.job.cluster.memory_per_worker,
         )
         self.prepare = stopwatch.now() - start
-        score, cluster = setup.job.score, setup.job.cluster
-        self.per_game = min(cluster.images_per_task, self.split.images_at_once(score.permutations))
+        at_once = self.split.images_at_once(max(permutations))
+        self.per_game = min(setup.job.cluster.images_per_task, at_once)
         self.n_timed = int(min(self.per_game, max(1, HEAD_MACS // max(1, counted.macs))))
 
-    def costs(self, permutations: tuple[int, ...]) -> GroupCosts:
-        """Time all parts; those of an estimator that no image needs take 0 seconds.
-
-        Args:
-            permutations: ascending; at each of them the work around the network is timed, unless
-                that takes long enough to follow from the ones before.
-        """
+    def costs(self) -> GroupCosts:
+        """Time all parts; those of an estimator that no image needs take 0 seconds."""
         some = _evenly(np.arange(len(self.n_active)), self.n_active, self.n_timed)
         image = self.stopwatch.seconds(lambda: self._game(some)) / self.n_timed
         sampled, exact = self._by_estimator()
-        of_sampled = self._sampled(sampled, permutations)
+        of_sampled = self._sampled(sampled, self.permutations)
         subset_image, subset, of_exact = self._subsets(exact)
         row, aggregate, sizes = self._tables([*of_sampled.estimates, *of_exact])
         return GroupCosts(
@@ -126,7 +123,7 @@ class GroupSurvey:
             tables=of_sampled.tables,
             rows=of_sampled.rows,
             coalition=of_sampled.coalition,
-            permutations=permutations[: len(of_sampled.books)],
+            permutations=self.permutations[: len(of_sampled.books)],
             books=of_sampled.books,
             subset_image=subset_image,
             subset=subset,
@@ -198,14 +195,11 @@ class GroupSurvey:
     ) -> tuple[tuple[float, ...], list[Estimate]]:
         """Seconds per image of everything around the network, at as many of the numbers of
         permutations as are needed; never less for more. And the last estimates."""
-        changes: dict[str, Any] = {"estimator": "permutation"}
-        if self.setup.job.score.target_standard_error is not None:
-            changes["target_standard_error"] = 1e-12  # all rounds, as none can be foreseen
         n_images = len(game.active)
         times: list[float] = []
         estimates: list[Estimate] = []
         for number in permutations:
-            asked = self.setup.job.score.model_copy(update=changes | {"permutations": number})
+            asked = Score(estimator="permutation", permutations=number)
 
             def run(asked: Score = asked) -> None:
                 estimates[:] = estimate(game, asked, range(n_images))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from shapray.config import Cluster, Score
-from shapray.engine.score import Scorer, score_images
+from shapray.engine.score import Scorer, score_images, try_images
 from shapray.network.group import Group
 from shapray.worker.rows import shard_table
-from shapray.worker.tasks import PrecisionTask, ScoreTask
+from shapray.worker.tasks import Piloted, PilotTask, PrecisionTask, ScoreTask
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,24 @@ class InMemoryWorker:
         """float32 or bfloat16, by measuring on this worker's device."""
         return self.scorer.choose_precision()
 
+    def pilot(self, task: PilotTask) -> Piloted:
+        """What some images tell of a group."""
+        here = list(task.images)
+        labels = None if self.images.labels is None else self.images.labels[here]
+        ids = [self.images.ids[i] for i in here]
+        split = self.scorer.split(task.group, task.precision)
+        found = try_images(split, self.images.pixels[here], labels, ids, self.score_section)
+        return Piloted(task, found)
+
     def score(self, task: ScoreTask) -> Rows:
         """Raises ValueError for a value that is not finite; names group, image and coalition."""
         here, images = slice(task.first, task.last), self.images
         labels = None if images.labels is None else images.labels[here]
         split, ids = self.scorer.split(task.group, task.precision), images.ids[here]
-        estimates = score_images(
-            split, images.pixels[here], labels, ids, self.score_section, len(images)
+        pixels, score, places = (
+            images.pixels[here],
+            self.score_section,
+            range(task.first, task.last),
         )
+        estimates = score_images(split, pixels, labels, ids, score, task.price, places)
         return Rows(task, shard_table(task.group, ids, labels, estimates))

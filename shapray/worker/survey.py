@@ -19,6 +19,7 @@ from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import IMAGES_AT_ONCE, count_macs, tally
 from shapray.worker.costs import Survey
 from shapray.worker.group_survey import Counted, GroupSurvey
+from shapray.worker.piloting import pilot_on
 from shapray.worker.stopwatch import Stopwatch
 from shapray.worker.tasks import Setup
 
@@ -28,9 +29,14 @@ COUNTED_IMAGES = (16, 1000)  # at least and at most, if there are as many
 
 @dataclass(frozen=True)
 class SurveyTask:
-    """Time everything; the work around the network at each of these numbers of permutations."""
+    """Time everything; the work around the network at each of these numbers of permutations.
+
+    Attributes:
+        images: on which every group's pilot is made; none are, no pilots.
+    """
 
     permutations: tuple[int, ...]
+    images: tuple[int, ...] = ()
     cost: float = 0.0
 
 
@@ -72,12 +78,14 @@ class Surveyor:
             images=images,
             labels=None if labels is None else labels[chosen],
         )
-        groups = {
-            group.name: GroupSurvey(
-                self.setup, group, counted, n_active[:, column], self.stopwatch
-            ).costs(task.permutations)
-            for column, group in enumerate(self.setup.groups)
-        }
+        groups, pilots = {}, {}
+        for column, group in enumerate(self.setup.groups):
+            of_group = GroupSurvey(
+                self.setup, group, counted, n_active[:, column], self.stopwatch, task.permutations
+            )
+            groups[group.name] = of_group.costs()
+            if task.images:
+                pilots[group.name] = pilot_on(self.setup, of_group.split, task.images)
         return Survey(
             device=self.device.type,
             images=chosen,
@@ -88,6 +96,7 @@ class Surveyor:
             forward=forward,
             network=network,
             groups=groups,
+            pilots=pilots,
         )
 
     def _read(self) -> tuple[np.ndarray, Tensor, float]:

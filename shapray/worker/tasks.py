@@ -12,6 +12,7 @@ from shapray.network.group import Group
 from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import Tally
 from shapray.pruning.latency import Latency
+from shapray.shapley.pilot import Pilot, Price
 from shapray.storage.run_directory import RunDirectory
 
 
@@ -56,6 +57,25 @@ class PrecisionTask:
         return "the choice of precision"
 
 
+@dataclass(frozen=True)
+class PilotTask:
+    """Find out on some calibration images what sampling the units of `group` is worth."""
+
+    group: str
+    images: tuple[int, ...]
+    precision: str
+    cost: float
+
+    def __str__(self) -> str:
+        return f"the price of group {self.group}"
+
+
+@dataclass(frozen=True)
+class Piloted:
+    task: PilotTask
+    pilot: Pilot
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
     """Score the units of `group` on calibration images ``first`` up to ``last``."""
@@ -63,6 +83,7 @@ class ScoreTask:
     group: str
     first: int
     last: int
+    price: Price
     precision: str
     fingerprint: str
     cost: float  # expected multiply-adds
@@ -84,9 +105,10 @@ class Receipt:
 
 @dataclass(frozen=True)
 class CriterionTask:
-    """Score all units by a criterion other than Shapley values."""
+    """Score all units by a criterion; `prices` are those of the groups' Shapley values."""
 
     criterion: str
+    prices: Mapping[str, Price]
     cost: float
 
     def __str__(self) -> str:

@@ -11,6 +11,7 @@ from shapray.network.consumers import count_active
 from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.storage.shards import publish_shard
 from shapray.worker.cutter import Cutter
+from shapray.worker.piloting import pilot_on
 from shapray.worker.rows import shard_table
 from shapray.worker.tasks import (
     CriterionScores,
@@ -25,6 +26,8 @@ from shapray.worker.tasks import (
     Latencies,
     LatencyTask,
     LossTask,
+    Piloted,
+    PilotTask,
     PrecisionTask,
     Receipt,
     ScoreTask,
@@ -67,6 +70,16 @@ class Worker:
         """float32 or bfloat16, by measuring on this worker's device."""
         return self.scorer.choose_precision()
 
+    def pilot(self, task: PilotTask) -> Piloted:
+        """What some images tell of a group.
+
+        Raises:
+            JobError: an image cannot be read.
+            ValueError: a value is not finite; names group, image and coalition.
+        """
+        split = self.scorer.split(task.group, task.precision)
+        return Piloted(task, pilot_on(self.setup, split, task.images))
+
     def score(self, task: ScoreTask) -> Receipt:
         """Compute a shard and publish it.
 
@@ -82,7 +95,8 @@ class Worker:
         labels = None if calibration.labels is None else calibration.labels[task.first : task.last]
         split = self.scorer.split(task.group, task.precision)
         before = time.monotonic()
-        estimates = score_images(split, images, labels, ids, score, len(calibration))
+        places = range(task.first, task.last)
+        estimates = score_images(split, images, labels, ids, score, task.price, places)
         evaluating = time.monotonic() - before
         table = shard_table(task.group, ids, labels, estimates)
         n_bytes = publish_shard(

@@ -12,8 +12,9 @@ from tiny import SCORED, write_job
 
 from shapray.cluster.needs import workers_here
 from shapray.config import Prune, load_job
+from shapray.driver.budget import Choice, fitting
 from shapray.driver.cutting_costs import CuttingCosts
-from shapray.driver.forecast import Forecast, fitting, make_forecast, makespan
+from shapray.driver.forecast import Forecast, make_forecast, makespan
 from shapray.driver.preview import parse_time
 from shapray.driver.tasks import evaluated_slices
 from shapray.errors import JobError
@@ -44,7 +45,7 @@ def forecast(tmp_path_factory):
 
 def test_the_run_does_what_the_plan_counted(tmp_path, memory, forecast):
     assert main([str(write_job(tmp_path, score=MIXED, output=OUTPUT))]) == 0
-    prediction = forecast.at(8)
+    prediction = forecast.at("auto")
     shards = {}
     for path in list_shards(memory):
         with memory.fs.open(f"{memory.root}/{path}") as file:
@@ -58,7 +59,7 @@ def test_the_run_does_what_the_plan_counted(tmp_path, memory, forecast):
         assert group.exact == (done["estimator"] == "exact").mean()
         assert group.n_active == done["n_active"].mean()
     record = memory.read_json("run.json")["stages"]
-    assert record["score"]["tasks"] == forecast.n_tasks
+    assert record["score"]["tasks"] == prediction.n_tasks
     assert record["score"]["evaluations"] == sum(group.n_evaluations for group in prediction.groups)
     n_images = len(forecast.planned.setup.evaluation)
     assert record["evaluate"]["networks"] == len(forecast.repaired)
@@ -66,6 +67,10 @@ def test_the_run_does_what_the_plan_counted(tmp_path, memory, forecast):
         len(evaluated_slices(n_images, repaired)) for repaired in forecast.repaired
     )
     assert any(0 < group.exact < 1 for group in prediction.groups), "both estimators are at work"
+    prices = memory.read_table("prices.parquet").to_pylist()
+    assert [(row["group"], row["permutations"], row["n_images"]) for row in prices] == [
+        (group.name, group.price.price.permutations, 24) for group in prediction.groups
+    ]
 
 
 def test_a_plan_says_what_it_is_and_leaves_nothing(tmp_path, memory, capsys):
@@ -73,7 +78,7 @@ def test_a_plan_says_what_it_is_and_leaves_nothing(tmp_path, memory, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert main([str(job), "--plan", "score.permutations=4"]) == 0
     said = capsys.readouterr().out
-    for word in ("conv1", "conv2", "conv3", "fc1", "nothing is written", "4 permutations"):
+    for word in ("conv1", "conv2", "conv3", "fc1", "nothing is written", "permu-", "total"):
         assert word in said
     assert "fc2 (10 units): " in said
     assert "counted on 24 of 24 calibration images" in said
@@ -101,16 +106,17 @@ def test_a_larger_budget_never_means_fewer_permutations(forecast):
     times = [forecast.at(n).seconds(forecast.n_workers) for n in (2, 8, 10, 64, 300, 1024)]
     chosen = [fitting(forecast, seconds + 1e-9) for seconds in sorted(times)]
     for (smaller, larger), seconds in zip(itertools.pairwise(chosen), sorted(times)):
-        assert smaller.permutations <= larger.permutations
-        assert smaller.seconds(forecast.n_workers) <= seconds + 1e-9
-    assert chosen[-1].permutations == 1024
-    assert all(found.permutations % 2 == 0 for found in chosen)
+        assert smaller[0].permutations <= larger[0].permutations
+        assert smaller[1].seconds(forecast.n_workers) <= seconds + 1e-9
+    assert chosen[-1][0] == Choice(24, 1024)
+    assert chosen[-1][2] is None
+    assert all(choice.permutations % 2 == 0 for choice, _, _ in chosen)
 
 
 def test_a_budget_that_nothing_fits_names_the_numbers(tmp_path, memory, capsys):
     assert main([str(write_job(tmp_path)), "--budget", "1s"]) == 2
     said = capsys.readouterr().err
-    assert "1.0 s is too short; 2 permutations per image, the fewest, are predicted" in said
+    assert "1.0 s is too short; 2 permutations of 24 images, the fewest, are predicted" in said
     assert "exact images" in said
     assert not (tmp_path / "out").exists()
 
@@ -126,7 +132,7 @@ def test_a_budget_of_a_begun_run_keeps_its_permutations(tmp_path, memory, capsys
 @pytest.mark.slow
 def test_the_plan_of_a_budget_shows_the_choice(tmp_path, memory, capsys):
     assert main([str(write_job(tmp_path, output=OUTPUT)), "--plan", "--budget", "1d"]) == 0
-    assert "--budget 1d: 1024 permutations" in capsys.readouterr().out
+    assert "--budget 1d: 1024 permutations per image of 24 images" in capsys.readouterr().out
     assert not memory.fs.store
 
 
@@ -214,7 +220,11 @@ def costs(forecast, **settings):
     job = forecast.planned.setup.job
     prune = Prune(**{"criteria": [], "repair": []} | settings)
     setup = replace(forecast.planned.setup, job=job.model_copy(update={"prune": prune}))
-    return CuttingCosts(replace(forecast.planned, setup=setup), forecast.survey, 8)
+    return CuttingCosts(
+        replace(forecast.planned, setup=setup),
+        forecast.survey,
+        {group.name: 8 for group in setup.groups},
+    )
 
 
 def seconds(parts):

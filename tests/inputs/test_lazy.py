@@ -10,6 +10,7 @@ from shapray.inputs.lazy import LazyImages
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.criteria.inputs import AsScored
+from shapray.shapley.pilot import Price
 
 IMAGES = images(24)
 ORDER = torch.randperm(24, generator=torch.Generator().manual_seed(0))
@@ -61,7 +62,9 @@ def test_who_changes_what_was_given_changes_nothing():
     assert torch.equal(found[:], IMAGES[ORDER])
 
 
-AS_SCORED = AsScored(Score(estimator="permutation", permutations=2), [str(i) for i in range(24)])
+PRICES = dict.fromkeys(("conv1", "conv2", "fc1"), Price(2))
+IDS = [str(i) for i in range(24)]
+AS_SCORED = AsScored(Score(estimator="permutation"), PRICES, IDS, range(24))
 
 
 @pytest.mark.parametrize("name", [name for name, needs in CRITERIA.items() if needs.images])

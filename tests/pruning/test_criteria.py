@@ -18,6 +18,7 @@ from shapray.network.surgery import prune_model
 from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.criteria.gates import Gate, gated
 from shapray.pruning.criteria.inputs import AsScored
+from shapray.shapley.pilot import Price
 
 WITH_LOSS = [name for name, needs in CRITERIA.items() if needs.loss]
 LABELS = torch.tensor([0, 2, 1])
@@ -273,7 +274,9 @@ def test_every_criterion_ranks_the_digits_network_and_leaves_it_alone(name):
     model.conv1.weight.requires_grad_(True)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     pixels = network.images.clone()
-    asked = AsScored(Score(estimator="permutation"), [str(i) for i in range(len(pixels))])
+    every = range(len(pixels))
+    prices = {group.name: Price(8) for group in groups}
+    asked = AsScored(Score(estimator="permutation"), prices, [str(i) for i in every], every)
     found = criterion(name, model, groups, pixels, network.labels, as_scored=asked)
     assert list(found) == [group.name for group in groups]
     for group in groups:

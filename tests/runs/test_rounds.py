@@ -29,6 +29,7 @@ N_ROUNDS, MACS = 3, 0.4
 OF_A_ROUND = {
     "run.json",
     "groups.parquet",
+    "prices.parquet",
     "scores.parquet",
     "class_scores.parquet",
     "model.safetensors",
@@ -84,6 +85,7 @@ def test_one_round_leaves_no_folder_of_rounds(finished):
     assert {path.name for path in finished.iterdir()} == {
         "run.json",
         "groups.parquet",
+        "prices.parquet",
         "scores.parquet",
         "class_scores.parquet",
         "shards",
@@ -177,6 +179,7 @@ def test_a_further_rounds_scores_are_those_of_its_network(in_rounds, tmp_path):
         images,
         calibration.labels,
         ids=calibration.ids,
+        balanced=True,
         permutations=2,
         precision="float32",
         exact_max_players=6,

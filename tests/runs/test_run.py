@@ -110,7 +110,7 @@ def test_run_json_tells_what_was_run(finished):
     record = json.loads((finished / "run.json").read_text())
     assert {stage["state"] for stage in record["stages"].values()} == {"done"}
     assert list(record["stages"]) == ["plan", "score", "aggregate", "prune", "evaluate"]
-    assert record["job"]["score"]["permutations"] == 8
+    assert record["job"]["score"]["permutations"] == "auto"
     assert record["example_shape"] == [1, 1, 8, 8]
     assert record["n_classes"] == 10
     assert record["failures"] == []

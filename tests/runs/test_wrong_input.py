@@ -156,7 +156,7 @@ def test_an_output_that_belongs_to_another_job(finished, tmp_path, capsys):
     job = str(write_job(tmp_path))
     assert main([job, "score.permutations=16", "data.transform.std=[0.5]"]) == 2
     message = capsys.readouterr().err
-    assert "score.permutations: 8 there, 16 here" in message
+    assert "score.permutations: auto there, 16 here" in message
     assert "data.calibration" in message
     assert "score.seed" not in message
     assert results(output) == results(finished)

@@ -11,13 +11,10 @@ from torch import Tensor
 from shapray.config import Score
 from shapray.shapley.coalitions import image_seed
 from shapray.shapley.estimators import (
-    Estimate,
     estimate,
     exact_values,
-    is_enough,
     is_exact,
     n_sampled,
-    rounds,
 )
 from shapray.shapley.game import FunctionGame, NonFiniteValue
 
@@ -78,7 +75,7 @@ def test_exact_values_of_a_table(n_players):
     np.testing.assert_allclose(found.numpy(), brute_force.shapley(table), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("score", [EXACT, permutations(2), permutations(16), Score()])
+@pytest.mark.parametrize("score", [EXACT, permutations(2), permutations(16), Score(permutations=8)])
 @pytest.mark.parametrize("name", brute_force.TOYS)
 def test_efficiency(name, score):
     toy, known = brute_force.TOYS[name]
@@ -89,7 +86,10 @@ def test_efficiency(name, score):
         assert found.shapley_value.sum() == pytest.approx(everybody - nobody, abs=1e-9)
 
 
-@pytest.mark.parametrize("score", [EXACT, permutations(4), Score(), Score(exact_max_players=0)])
+@pytest.mark.parametrize(
+    "score",
+    [EXACT, permutations(4), Score(permutations=8), Score(permutations=8, exact_max_players=0)],
+)
 def test_images_without_active_players(score):
     """Their own values are all 0, and those of the images beside them are what they were."""
     toy, known = brute_force.glove(2)
@@ -105,14 +105,16 @@ def test_images_without_active_players(score):
     assert known.sum() == pytest.approx(found[0].shapley_value.sum())
 
 
-@pytest.mark.parametrize("score", [EXACT, permutations(4), Score(exact_max_players=0)])
+@pytest.mark.parametrize(
+    "score", [EXACT, permutations(4), Score(permutations=8, exact_max_players=0)]
+)
 def test_no_players_at_all(score):
     (found,) = estimate(as_game(lambda kept: np.full(len(kept), 2.5), 0), score, [0])
     assert found.shapley_value.shape == found.standard_error.shape == (0,)
     assert (found.value_all, found.value_none) == (2.5, 2.5)
 
 
-@pytest.mark.parametrize("score", [EXACT, permutations(4), Score()])
+@pytest.mark.parametrize("score", [EXACT, permutations(4), Score(permutations=8)])
 def test_one_player(score):
     toy, _ = brute_force.TOYS["one player"]
     (found,) = estimate(as_game(toy, 1), score, [0])
@@ -284,45 +286,6 @@ def test_null_players_get_zero_with_certainty():
         assert found.standard_error[[0, 7]].tolist() == [0, 0]
         assert (found.standard_error[[1, 2, 9]] > 0).all()
         assert found.active.tolist() == game.active[0].tolist()
-
-
-# --- until it is enough ---------------------------------------------------------------------------
-
-
-def test_rounds_end_at_the_target():
-    toy, _ = brute_force.random_game(8, seed=1)
-    game = as_game(toy, 8, 20)
-    settings = {"target_standard_error": 0.2}
-    found = estimate(game, permutations(256, **settings), seeds(20))
-    taken = found[0].n_permutations
-    assert 4 < taken < 256
-    assert {f.n_permutations for f in found} == {taken}
-
-    def relative_error(found: list[Estimate]) -> float:
-        error = np.sqrt(np.mean([f.standard_error**2 for f in found]) / len(found))
-        # the same game for every image: the choice of the images adds nothing to the spread
-        return error / np.stack([f.shapley_value for f in found]).mean(0).std()
-
-    assert relative_error(found) <= 0.2
-    # what was evaluated is what as many permutations at once would have given
-    at_once = estimate(game, permutations(taken), seeds(20))
-    for one, other in zip(found, at_once, strict=True):
-        np.testing.assert_array_equal(one.shapley_value, other.shapley_value)
-        assert one.n_evaluations == other.n_evaluations
-
-
-def test_rounds_stop_at_the_most_permutations():
-    game = as_game(brute_force.random_game(8, seed=1)[0], 8, 3)
-    score = permutations(10, target_standard_error=1e-9)
-    assert rounds(score) == [4, 8, 10]
-    assert {f.n_permutations for f in estimate(game, score, seeds(3))} == {10}
-
-
-def test_an_unknown_error_is_never_enough():
-    game = as_game(brute_force.random_game(8, seed=1)[0], 8, 3)
-    found = estimate(game, permutations(2), seeds(3))
-    score = permutations(4, target_standard_error=1e9)
-    assert not is_enough(found, score, 1000)
 
 
 # --- values that are no numbers -------------------------------------------------------------------

@@ -186,15 +186,12 @@ class Counting(Logits):
         return super().outputs(images, coalitions)
 
 
-@pytest.mark.parametrize("target", [None, 1e-9])
 @pytest.mark.parametrize("n_permutations", [4, 10, 16])
 def test_each_coalition_is_evaluated_once_within_the_price_of_the_permutations(
-    n_permutations, target
+    n_permutations,
 ):
     game = Counting(12, 3)
-    score = Score(
-        estimator="permutation", permutations=n_permutations, target_standard_error=target
-    )
+    score = Score(estimator="permutation", permutations=n_permutations)
     found = estimate(game, score, [11, 12, 13])
     assert set(game.asked.values()) == {1}
     for image, estimated in enumerate(found):
@@ -203,38 +200,6 @@ def test_each_coalition_is_evaluated_once_within_the_price_of_the_permutations(
         most = n_sampled(12, n_permutations)
         assert 0.9 * most <= estimated.n_evaluations <= most
         assert estimated.n_permutations == n_permutations
-
-
-@pytest.mark.parametrize("n_players", [8, 9, 10])
-def test_rounds_that_meet_the_target_are_one_draw_of_as_many(n_players):
-    game = Logits(n_players, 8, interaction=0.5)
-    seeds = [image_seed(0, "logits", str(image)) for image in range(8)]
-    rounds = Score(estimator="permutation", permutations=64, target_standard_error=0.05)
-    in_rounds = estimate(game, rounds, seeds)
-    taken = in_rounds[0].n_permutations
-    assert taken < 64
-    at_once = estimate(game, Score(estimator="permutation", permutations=taken), seeds)
-    for one, other in zip(at_once, in_rounds, strict=True):
-        assert one.n_evaluations == other.n_evaluations
-        np.testing.assert_allclose(one.shapley_value, other.shapley_value, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(one.standard_error, other.standard_error, rtol=0, atol=1e-9)
-
-
-def test_rounds_up_to_the_most_are_one_draw_of_as_many():
-    """A target that is never met changes nothing but the time."""
-    game = Logits(9, 4, interaction=1.0)
-    seeds = [image_seed(0, "logits", str(image)) for image in range(4)]
-    at_once, in_rounds = (
-        estimate(
-            game,
-            Score(estimator="permutation", permutations=16, target_standard_error=target),
-            seeds,
-        )
-        for target in (None, 1e-9)
-    )
-    for one, other in zip(at_once, in_rounds, strict=True):
-        np.testing.assert_array_equal(one.shapley_value, other.shapley_value)
-        np.testing.assert_array_equal(one.standard_error, other.standard_error)
 
 
 @pytest.mark.parametrize("n_players", [8, SLOW(9)])

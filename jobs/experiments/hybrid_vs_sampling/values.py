@@ -88,7 +88,7 @@ class GroupOnImages:
 
     def enumerated(self, rows: np.ndarray) -> Values:
         """Exact, of the images in some rows."""
-        return self._estimates(Score(estimator="exact"), rows, "plain")
+        return self._estimates(Score(estimator="exact", permutations=2), rows, "plain")
 
     def sampled(self, sampler: str, permutations: int, seed: int, rows: np.ndarray) -> Values:
         """Of the images in some rows; no value depends on which others are among them."""
@@ -97,6 +97,7 @@ class GroupOnImages:
 
     def _estimates(self, score: Score, rows: np.ndarray, sampler: str) -> Values:
         found = []
+        assert isinstance(score.permutations, int)
         at_once = self.split.images_at_once(score.permutations)
         for first in range(0, len(rows), at_once):
             part = rows[first : first + at_once]

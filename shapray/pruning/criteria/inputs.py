@@ -1,7 +1,7 @@
 """What every criterion takes."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shapray.engine.score import Scorer, Scoring
 from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
+from shapray.shapley.pilot import Price
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,15 @@ class AsScored:
 
     Attributes:
         scoring: value function, estimator, seed.
+        prices: group -> what its images are sampled at.
         ids: of the images, in their order; with the seed they name the random streams.
+        places: of the images in the calibration set.
     """
 
     scoring: Scoring
+    prices: Mapping[str, Price]
     ids: Sequence[str]
+    places: Sequence[int]
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,12 @@ def check_scoring(inputs: Inputs) -> AsScored:
 
 def _mean_abs(inputs: Inputs, asked: AsScored, group: str) -> np.ndarray:
     split, sums, first = inputs.scorer.split(group, "float32"), 0.0, 0
+    price = asked.prices[group]
     for images in inputs.images.split(inputs.batch):
         some = slice(first, first := first + len(images))
         labels = None if inputs.labels is None else inputs.labels[some]
-        found = score_images(split, images, labels, asked.ids[some], asked.scoring, len(asked.ids))
+        found = score_images(
+            split, images, labels, asked.ids[some], asked.scoring, price, asked.places[some]
+        )
         sums += np.abs([estimate.shapley_value for estimate in found]).sum(0)  # (n_units,)
     return np.asarray(sums / len(asked.ids))
