@@ -55,7 +55,8 @@ from shapray.shapley.estimators import Estimate, estimate
 from shapray.shapley.pairs import Pairs
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
-SCORING = Score(estimator="permutation", permutations=8)
+PERMUTATIONS = 8
+SCORING = Score(estimator="permutation", permutations=PERMUTATIONS)
 GROUPS = {
     "resnet20": ("conv1", "layer1.0.conv1", "layer2.1.conv1", "layer3.2.conv1"),
     "resnet56": ("layer1.0.conv1", "layer2.4.conv1", "layer3.7.conv1"),
@@ -176,9 +177,9 @@ def measured(
     seeds, ends = list(range(n)), torch.zeros(n, 2, dtype=torch.float64)
 
     def drawn() -> Pairs:
-        return Pairs(game, range(n), SCORING.permutations, seeds, ends)
+        return Pairs(game, range(n), PERMUTATIONS, seeds, ends)
 
-    index, coalitions = next(drawn().batches(SCORING.permutations))
+    index, coalitions = next(drawn().batches(PERMUTATIONS))
     spent = seconds_of(lambda: game.outputs(index, coalitions), device, at_least)
     row: dict[str, Any] = {
         "dtype": str(game.split.dtype).removeprefix("torch."),
@@ -202,7 +203,7 @@ def measured(
         "estimate_seconds": spent,
         "estimate_coalitions_per_second": sum(e.n_evaluations for e in found) / spent,
         "waits_in_outputs": waits(lambda: game.outputs(index, coalitions), device),
-        "waits_in_a_round": waits(lambda: pairs.extend(SCORING.permutations), device),
+        "waits_in_a_round": waits(lambda: pairs.extend(PERMUTATIONS), device),
     }
     return row, found
 
