@@ -119,7 +119,7 @@ class Score(Section):
     target_error: Positive | None = None
     exact_max_players: Annotated[int, whole(0, MAX_EXACT_PLAYERS)] = 12
     groups: tuple[Text, ...] = ("*",)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -56,13 +56,13 @@ def earlier_run(store: RunDirectory) -> Earlier | None:
         return None
     match found:
         case {"fingerprint_parts": dict(parts), "evaluation": str(evaluation)}:
-            if parts.get("score.precision") in ("float32", "bfloat16"):
+            if parts.get("score.precision") in ("float32", "tf32", "bfloat16"):
                 images = found.get("job", {}).get("data", {}).get("calibration", {})
                 return Earlier(parts, evaluation, images.get("limit"))
     raise JobError(
         f"output: {store.shown}/run.json is damaged or not one of this program's: it should hold "
-        "'fingerprint_parts' with a 'score.precision' of float32 or bfloat16, and 'evaluation'; "
-        "write to another folder, or delete that one to start over"
+        "'fingerprint_parts' with a 'score.precision' of float32, tf32 or bfloat16, and "
+        "'evaluation'; write to another folder, or delete that one to start over"
     )
 
 

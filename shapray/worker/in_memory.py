@@ -66,7 +66,7 @@ class InMemoryWorker:
         self.scorer = Scorer(model, groups, images.pixels[:1], device, cluster.memory_per_worker)
 
     def choose_precision(self, task: PrecisionTask) -> str:
-        """float32 or bfloat16, by measuring on this worker's device."""
+        """float32, tf32 or bfloat16, by measuring on this worker's device."""
         return self.scorer.choose_precision()
 
     def pilot(self, task: PilotTask) -> Piloted:

@@ -67,7 +67,7 @@ class Worker:
         return Inspection(task, np.concatenate(parts))
 
     def choose_precision(self, task: PrecisionTask) -> str:
-        """float32 or bfloat16, by measuring on this worker's device."""
+        """float32, tf32 or bfloat16, by measuring on this worker's device."""
         return self.scorer.choose_precision()
 
     def pilot(self, task: PilotTask) -> Piloted:
