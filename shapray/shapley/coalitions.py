@@ -1,5 +1,6 @@
 """Coalitions: seeds, permutations, pairs, prefixes, subsets and their Shapley weights."""
 
+import functools
 import hashlib
 
 import numpy as np
@@ -77,16 +78,21 @@ def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
     return members
 
 
-def stratified_coalitions(n_players: int, n: int, seed: int) -> np.ndarray:
-    """Random coalitions whose sizes are as frequent as `size_weights` says, and at least one of
-    each if there are 2 (n_players - 1).
+def stratified_coalitions(n_players: int, n: int) -> np.ndarray:
+    """Coalitions whose sizes are as frequent as `size_weights` says, and at least one of each size
+    if there are 2 (n_players - 1); always the same, to be taken with other names of the players.
 
     Returns:
         (n, n_players) bool; sizes ascend.
     """
+    return np.unpackbits(_stratified(n_players, n), axis=1, count=n_players).view(bool)
+
+
+@functools.lru_cache(maxsize=32)
+def _stratified(n_players: int, n: int) -> np.ndarray:
     up_to = size_weights(n_players).cumsum()
     size = 1 + np.minimum(up_to.searchsorted((np.arange(n) + 0.5) / n), n_players - 2)
-    return orders(n_players, n, seed) < size[:, None]
+    return np.packbits(orders(n_players, n, seed=0) < size[:, None], axis=1)
 
 
 def orders(n_players: int, n: int, seed: int) -> np.ndarray:

@@ -122,10 +122,12 @@ class OutputFits:
             (..., n).
         """
         shape = *which.shape, odd.shape[-1]
-        # outputs first: that is how they are reduced fastest
-        both = torch.stack([even + odd, even - odd]).movedim(-2, 0).contiguous().flatten(1)
+        odd, even = odd.movedim(-2, 0), even.movedim(-2, 0)  # outputs first: they are reduced so
+        both = odd.new_empty(len(odd), 2, *shape)
+        torch.add(even, odd, out=both[:, 0])
+        torch.sub(even, odd, out=both[:, 1])
         index = self.number[which][..., None].expand(shape).flatten().repeat(2)
-        first, second = self.value(index, both.T).view(2, *shape)
+        first, second = self.value(index, both.flatten(1).T).view(2, *shape)
         return (first - second) / 2
 
 

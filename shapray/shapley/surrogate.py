@@ -35,6 +35,7 @@ Szechtman 2002, Some New Perspectives on the Method of Control Variates; Chernoz
 Double/debiased Machine Learning (cross-fitting).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,10 +54,13 @@ BLOCK_NUMBERS = 2**21  # of features, or of the fit's own coalitions, at once
 # Images are filled up to multiples of what a processor loads at once: an image's numbers must not
 # depend on what stands beside it in memory.
 PLAYERS_MULTIPLE, PAIRS_MULTIPLE = 8, 32
-# Coalitions of the fit for each one of the network: as few as keep their noise below a share of
-# the variance.
-OWN_COALITIONS = (4, 16)
-NOISE = 0.02
+# Coalitions of its own that a fit takes for each one of the network: few where the noise of these
+# stays below a small share of the variance; many where that of some is above a large share, and
+# above a share of the squared values.
+FEW, SOME, MANY = 4, 16, 64
+SMALL, LARGE, NEGLIGIBLE = 0.05, 1 / 3, 0.001
+MOST_TIMES = 16  # that the same are taken
+NOISE, NEGLIGIBLE = 0.05, 0.001
 
 
 @dataclass(frozen=True)
@@ -98,29 +102,30 @@ class _Shape:
     Attributes:
         n_rows: for the pairs and the two ends.
         n_columns: for the players.
-        at_once: rows whose features, and own coalitions, are there at once.
     """
 
     n_rows: int
     n_columns: int
-    at_once: int
+    n_outputs: int
 
     @classmethod
     def of(cls, pairs: ImagePairs, n_outputs: int) -> "_Shape":
         n_pairs, k = pairs.members.shape
-        n_columns = _up_to_multiple(k, PLAYERS_MULTIPLE)
-        numbers = 4 * n_columns + 6 * OWN_COALITIONS[-1] * n_outputs
-        at_once = max(1, BLOCK_NUMBERS // (numbers * PAIRS_MULTIPLE)) * PAIRS_MULTIPLE
-        return cls(_up_to_multiple(n_pairs + 1, PAIRS_MULTIPLE), n_columns, at_once)
+        n_rows = _up_to_multiple(n_pairs + 1, PAIRS_MULTIPLE)
+        return cls(n_rows, _up_to_multiple(k, PLAYERS_MULTIPLE), n_outputs)
 
-    @property
-    def n_images(self) -> int:
-        return max(1, self.at_once // self.n_rows)
+    def rows_at_once(self, n_own: int = 1) -> int:
+        """Rows whose features are there, and outputs of so many coalitions of the fits for each."""
+        numbers = 4 * self.n_columns + 6 * n_own * self.n_outputs
+        return max(1, BLOCK_NUMBERS // (numbers * PAIRS_MULTIPLE)) * PAIRS_MULTIPLE
 
-    @property
-    def blocks(self) -> list[slice]:
-        starts = range(0, self.n_rows, self.at_once)
-        return [slice(i, min(i + self.at_once, self.n_rows)) for i in starts]
+    def images_at_once(self, n_own: int = 1) -> int:
+        return max(1, self.rows_at_once(n_own) // self.n_rows)
+
+    def blocks(self, n_own: int = 1) -> list[slice]:
+        """An image's rows, some at once."""
+        n = self.rows_at_once(n_own)
+        return [slice(i, min(i + n, self.n_rows)) for i in range(0, self.n_rows, n)]
 
 
 def corrected(pairs: Sequence[ImagePairs], evaluated: Evaluated, value: Value) -> list[np.ndarray]:
@@ -138,8 +143,7 @@ def corrected(pairs: Sequence[ImagePairs], evaluated: Evaluated, value: Value) -
         alike.setdefault(_Shape.of(of_image, n_outputs), []).append(place)
     found: dict[int, np.ndarray] = {}
     for shape, places in alike.items():
-        for start in range(0, len(places), shape.n_images):
-            here = places[start : start + shape.n_images]
+        for here in _split(places, shape.images_at_once()):
             images = _Images([pairs[place] for place in here], evaluated, value, shape)
             both = images.estimates().cpu().numpy()
             for row, place in enumerate(here):
@@ -167,7 +171,8 @@ class _Images:
         both, numbers, index = self._uploaded(sizes, number, place)
         self.n, self.k = both.unbind(1)
         self.every = torch.arange(len(pairs), device=self.device)
-        self.design = self._design([p.members for p in pairs], self.every)
+        members = [p.members for p in pairs]
+        self.design = self._design(members, self.every, shape.blocks())
         inside = self.design.inside
         first, second = evaluated.values[index]
         odd_values = (first - second) / 2 * inside  # (n_images, n_rows)
@@ -179,36 +184,56 @@ class _Images:
     def _uploaded(self, *arrays: np.ndarray) -> list[Tensor]:
         return [torch.from_numpy(array).to(self.device) for array in arrays]
 
-    def _design(self, members: Sequence[np.ndarray], which: Tensor) -> Design:
+    def _design(
+        self, members: Sequence[np.ndarray], which: Tensor, blocks: Sequence[slice]
+    ) -> Design:
         """Features of coalitions of some of the images, behind the full one."""
-        filled = np.zeros((len(members), self.shape.n_rows, self.shape.n_columns), bool)
+        n_rows = blocks[-1].stop
+        filled = np.zeros((len(members), n_rows, self.shape.n_columns), bool)
+        counts = np.array([len(of_image) for of_image in members])
         for row, of_image in enumerate(members):
             n, k = of_image.shape
             filled[row, 0, :k] = True
             filled[row, 1 : n + 1, :k] = of_image
-        (tensor,) = self._uploaded(filled)
-        return Design(tensor, self.n[which] + 1, self.k[which], self.shape.blocks)
+        tensor, n = self._uploaded(filled, counts)
+        return Design(tensor, n + 1, self.k[which], blocks)
 
     def estimates(self) -> Tensor:
         """(2, n_images, n_columns) float64."""
-        mean, variance = self._residuals()
-        of_fits, of_network = (x.square().sum(1) for x in (self.fits.beyond, self.fits.residual))
-        limits = NOISE * torch.tensor(OWN_COALITIONS[:-1], device=self.device)
-        level = (of_fits[:, None] > limits * of_network[:, None]).sum(1)
-        for number, n_own in enumerate(OWN_COALITIONS):
-            which = (level == number).nonzero()[:, 0]
-            if len(which):
-                more = self._own(which, n_own)
-                mean[which] += more[0]
-                variance[which] += more[1]
-        # the mean of t^2 over the sizes 1 .. k - 1 is (k - 2) / 3 k
+        mean = self._linear_values()
+        more, variance = self._residuals()
+        n_own = self._n_own(variance.sum(1), mean.square().sum(1)).tolist()
+        mean += more
+        for n in (FEW, SOME, MANY):
+            chosen = [row for row, of_image in enumerate(n_own) if of_image == n]
+            for which in _split(chosen, self.shape.images_at_once(n)):
+                more, its_variance = self._own(torch.tensor(which, device=self.device), n)
+                mean[which] += more
+                variance[which] += its_variance
+        rounded = (self.change - mean.sum(1)) / self.k
+        return torch.stack([mean + rounded[:, None] * self.design.is_player, variance.sqrt()])
+
+    def _linear_values(self) -> Tensor:
+        """The linear game's Shapley values, (n_images, n_columns), if it changed as the value."""
         k, effects = self.k[:, None], self.fits.linear[:, 0, :-FILLED].double()
         constant, square = effects.unflatten(1, (2, -1)).unbind(1)
-        mean = (mean + constant + square * (k - 2) / (3 * k)) * self.design.is_player
-        # What all have alike: the change of the value, less their mean effect, and rounding.
-        alike = (self.change - mean.sum(1)) / self.k
-        mean += alike[:, None] * self.design.is_player
-        return torch.stack([mean, variance.sqrt()])
+        # the mean of t^2 over the sizes 1 .. k - 1 is (k - 2) / 3 k
+        effect = (constant + square * (k - 2) / (3 * k)) * self.design.is_player
+        alike = (self.change - effect.sum(1)) / self.k
+        return effect + alike[:, None] * self.design.is_player
+
+    def _n_own(self, variance: Tensor, squares: Tensor) -> Tensor:
+        """How many coalitions of its own a fit takes for each one of the network, (n_images,).
+
+        Args:
+            variance: of the values as the network's coalitions have it, (n_images,).
+            squares: of the values, (n_images,), about.
+        """
+        of_fits, of_network = (x.square().sum(1) for x in (self.fits.beyond, self.fits.residual))
+        noise = variance * of_fits / of_network  # with one
+        too_large = torch.maximum(LARGE * variance, NEGLIGIBLE * squares)
+        n_own = torch.where(noise > SOME * too_large, MANY, SOME)
+        return torch.where(noise > FEW * SMALL * variance, n_own, FEW)
 
     def _residuals(self) -> tuple[Tensor, Tensor]:
         """The network's value beside the fits', and its variance: (n_images, n_columns) each."""
@@ -228,39 +253,40 @@ class _Images:
     def _own(self, which: Tensor, n_own: int) -> tuple[Tensor, Tensor]:
         """The fits' value beside the linear game's, and its variance.
 
-        The coalitions are the same for all images of as many players and pairs, as many as these;
-        they are taken `n_own` times, with players that change their names and by another fit.
+        The coalitions are the same for all images of as many players and about as many pairs. They
+        are taken some times, each time with players that change their names, and by another fit.
         """
-        names = np.tile(np.arange(self.shape.n_columns), (len(which), n_own, 1))
-        weights = np.zeros((len(which), 1, self.shape.n_rows), np.float32)
-        lacking = np.zeros((len(which), n_own), np.int64)
-        drawn: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-        members = []
+        n_times = min(n_own, MOST_TIMES)
+        shape = dataclasses.replace(self.shape, n_rows=self.shape.n_rows * n_own // n_times)
+        names = np.tile(np.arange(shape.n_columns), (len(which), n_times, 1))
+        weights = np.zeros((len(which), 1, shape.n_rows), np.float32)
+        lacking = np.zeros((len(which), n_times), np.int64)
+        n, members = shape.n_rows - 1, []
         for row, image in enumerate(which.tolist()):
             p = self.pairs[image]
-            n, k = p.members.shape
-            if (n, k) not in drawn:
-                coalitions = stratified_coalitions(k, n, seed=0)
-                size = coalitions.sum(1)
-                of_size = mean_weights(k) / np.bincount(size, minlength=k)[1:] / n_own
-                drawn[n, k] = coalitions, of_size[size - 1]
-            coalitions, weights[row, 0, 1 : n + 1] = drawn[n, k]
-            members.append(coalitions)
-            names[row, :, :k] = orders(k, n_own, p.seed)
-            lacking[row] = 1 + np.arange(n_own) * n // n_own
-        design = self._design(members, which)
+            n_pairs, k = p.members.shape
+            members.append(stratified_coalitions(k, n))
+            size = members[-1].sum(1)
+            weights[row, 0, 1:] = (mean_weights(k) / np.bincount(size)[1:])[size - 1] / n_times
+            names[row, :, :k] = orders(k, n_times, p.seed)
+            lacking[row] = 1 + np.arange(n_times) * n_pairs // n_times
+        design = self._design(members, which, shape.blocks(n_times))
         weight, name, lacks = self._uploaded(weights, names, lacking)
         coefficients = self.fits.without(which, lacks, name)
-        of_fit = which[:, None].expand(-1, n_own)
-        terms = Terms(len(which), self.shape.n_columns, self.device)
+        of_fit = which[:, None].expand(-1, n_times)
+        terms = Terms(len(which), shape.n_columns, self.device)
         for rows in design.blocks:
             odd, even = (
-                (b.flatten(1, 2) @ x.mT).unflatten(1, (n_own, -1))
+                (b.flatten(1, 2) @ x.mT).unflatten(1, (n_times, -1))
                 for b, x in zip(coefficients, design.features(rows), strict=True)
             )
             beyond = self.fits.odd_value(odd[:, :, :-1], even, of_fit) - odd[:, :, -1]
             terms.add(beyond * weight[..., rows], design.deviations(rows), name)
-        return terms.moments(self.n[which] * n_own)
+        return terms.moments(torch.full_like(which, n * n_times))
+
+
+def _split(places: list[int], n: int) -> list[list[int]]:
+    return [places[start : start + n] for start in range(0, len(places), n)]
 
 
 def _up_to_multiple(number: int, of: int) -> int:
