@@ -138,6 +138,7 @@ def shapley_weights(n_players: int) -> Tensor:
     return (log_weight - torch.tensor(n_players + 1.0, dtype=torch.float64).lgamma()).exp()
 
 
+@functools.lru_cache(maxsize=32)
 def _codes(n_players: int) -> np.ndarray:
     """A coalition's key is the wrapping sum of its members' random 64-bit codes (Zobrist 1970)."""
     random = np.random.Generator(np.random.Philox(key=0))
@@ -154,8 +155,7 @@ def repeated(orders: np.ndarray, images: np.ndarray) -> np.ndarray:
         (n_chains, longest + 1) int64, flat position of the first prefix with the same coalition:
         its own where the coalition is new.
     """
-    codes = _codes(int(orders.max(initial=0)) + 2)
-    codes[-1] = 0  # what -1 picks
+    codes = np.append(_codes(int(orders.max(initial=0)) + 1), np.uint64(0))  # that of -1
     keys = np.zeros((len(orders), orders.shape[1] + 1), np.uint64)
     np.cumsum(codes[orders], axis=1, out=keys[:, 1:])
     keys += (images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))[:, None]
@@ -173,8 +173,8 @@ def distinct(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         complement; and (n_pairs, 2) int64, the place of each of both among the first occurrences.
     """
     codes = _codes(members.shape[1])
-    keys = np.where(members, codes, np.uint64(0)).sum(1, dtype=np.uint64)
-    both = np.stack([keys, codes.sum(dtype=np.uint64) - keys], axis=1)
+    keys = (members * codes).sum(1)
+    both = np.stack([keys, codes.sum() - keys], axis=1)
     _, first, inverse = np.unique(both.ravel(), return_index=True, return_inverse=True)
     order = first.argsort()
     place = np.empty_like(order)
