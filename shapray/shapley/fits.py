@@ -10,7 +10,7 @@ from torch import Tensor
 from shapray.shapley.ridge import FILLED, Design, fit
 
 # Penalties of a player's effects a, c and b for eight permutations' worth of pairs; each pair takes
-# the better choice for the others.
+# the best choice for the others.
 ODD_RIDGES, EVEN_RIDGES = ((0.01, 0.25), (1.0, 1.0)), ((0.25,), (1.0,))
 
 Value = Callable[[Tensor, Tensor], Tensor]
@@ -18,7 +18,8 @@ Value = Callable[[Tensor, Tensor], Tensor]
 
 
 class OutputFits:
-    """Fits of images' outputs, with and without each pair, and of their values.
+    """Fits of images' outputs or, where that is closer, of their values, with and without each
+    pair; and of the fits' values.
 
     Args:
         design: of the pairs; the first row is the full and the empty coalition.
@@ -30,6 +31,7 @@ class OutputFits:
     Attributes:
         residual: (n_images, n_rows) float32, odd half of the value beside that of the fit without
             the row.
+        by_values: (n_images, n_rows) bool, whether the fit without the row is one of the values.
         linear: (n_images, 1, n_odd_features), coefficients of the game nearest to the fits' values.
         beyond: (n_images, n_rows) float32, odd half of the fits' values beside the linear game
             without the row.
@@ -50,6 +52,7 @@ class OutputFits:
         # the penalties are those of eight permutations' worth of pairs
         n_permutations = 2 * is_pair.sum(1) / (design.n_players - 1)
         scale = (n_permutations / 8)[:, None]
+        targets = torch.cat([targets[0], odd_values.float()[:, None]], 1), targets[1]
         self.halves = [
             fit(
                 design,
@@ -60,14 +63,16 @@ class OutputFits:
             for half, ridges in enumerate((ODD_RIDGES, EVEN_RIDGES))
         ]
         odd, even = (y - fits.left for y, fits in zip(targets, self.halves, strict=True))
-        fitted = self.odd_value(odd, even, self.every.expand(len(odd), -1))
+        by_outputs = self.odd_value(odd[:, :, :-1], even, self.every.expand(len(odd), -1))
+        fitted = torch.cat([by_outputs, odd[:, :, -1]])
         residual = (odd_values - fitted).float() * is_pair  # (n_choices, n_images, n_rows)
         squares = residual.square()
         total = squares.sum(2, keepdim=True)
-        self.chosen = (total - squares).argmin(0)  # (n_images, n_rows); its own takes no part
-        self.residual = residual.gather(0, self.chosen[None])[0]
-        fitted = fitted.gather(0, self.chosen[None])[0].where(is_pair, odd_values.float())
-        self.linear, beyond = self._linear(fitted, total.argmin(0)[:, 0])
+        chosen = (total - squares).argmin(0)  # (n_images, n_rows); its own takes no part
+        self.by_values, self.ridge = chosen >= len(odd), chosen % len(odd)
+        self.residual = residual.gather(0, chosen[None])[0]
+        fitted = fitted.gather(0, chosen[None])[0].where(is_pair, odd_values.float())
+        self.linear, beyond = self._linear(fitted, total.argmin(0)[:, 0] % len(odd))
         self.beyond = beyond * is_pair
 
     def _linear(self, fitted: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,18 +89,18 @@ class OutputFits:
         return linear, (fitted - found[:, 0]) / (1 - leverage)
 
     def without(self, which: Tensor, rows: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of fits without a row, for players that change their names.
+        """Coefficients of the fits without a row, for players that change their names.
 
         Args:
             which: (n,) int64, of the images.
             rows: (n, n_fits) int64, the one that each fit lacks.
             names: (n, n_fits, n_columns) int64, the player that each column stands for.
         Returns:
-            odd and even ones, (n, n_fits, n_outputs, n_features) each; of the odd ones the linear
-            game's come last, as of one more output.
+            odd and even ones, (n, n_fits, n_outputs, n_features) each; of the odd ones those of the
+            value and of the linear game come last, as of two more outputs.
         """
         n_fits, image = rows.shape[1], which[:, None]
-        chosen, every = self.chosen[image, rows], slice(n_fits)
+        ridge, every = self.ridge[image, rows], slice(n_fits)
         lacking = Design(
             self.design.members[image, rows],
             torch.full_like(which, n_fits),
@@ -105,9 +110,9 @@ class OutputFits:
         found = []
         for features, fits in zip(lacking.features(every), self.halves, strict=True):
             weights = features @ fits.inverse[:, which]  # (n_choices, n, n_fits, n_features)
-            weights = weights.gather(0, chosen[None, ..., None].expand_as(weights[:1]))[0]
-            left = fits.left[chosen, image, :, rows]
-            found.append(fits.coefficients[chosen, image] - left[..., None] * weights[:, :, None])
+            weights = weights.gather(0, ridge[None, ..., None].expand_as(weights[:1]))[0]
+            left = fits.left[ridge, image, :, rows]
+            found.append(fits.coefficients[ridge, image] - left[..., None] * weights[:, :, None])
         odd, even = found
         linear = self.linear[which][:, None].expand(-1, n_fits, -1, -1)
         return _renamed(torch.cat([odd, linear], 2), names), _renamed(even, names)

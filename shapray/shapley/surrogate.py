@@ -13,7 +13,8 @@ control variate of the one before:
 
     outputs(S) ~ polynomial(t) + sum_u (a_u + b_u t + c_u t^2) d_u(S),    t = 2 |S| / k - 1,
 
-  and the value of the fit is a game whose coalitions cost next to nothing.
+  and the value of the fit is a game whose coalitions cost next to nothing. Where the outputs say
+  less of the values than these do themselves, the values are fitted instead.
 - The values of the fit are fitted in the same way. This *linear* game's Shapley values are known:
   of sizes 1 .. k - 1 the mean of a_u + c_u t^2, beside what all players have alike.
 
@@ -274,13 +275,16 @@ class _Images:
         weight, name, lacks = self._uploaded(weights, names, lacking)
         coefficients = self.fits.without(which, lacks, name)
         of_fit = which[:, None].expand(-1, n_times)
+        is_by_values = self.fits.by_values[of_fit, lacks][..., None]
         terms = Terms(len(which), shape.n_columns, self.device)
         for rows in design.blocks:
             odd, even = (
                 (b.flatten(1, 2) @ x.mT).unflatten(1, (n_times, -1))
                 for b, x in zip(coefficients, design.features(rows), strict=True)
             )
-            beyond = self.fits.odd_value(odd[:, :, :-1], even, of_fit) - odd[:, :, -1]
+            by_outputs = self.fits.odd_value(odd[:, :, :-2], even, of_fit)
+            by_values, linear = odd[:, :, -2:].unbind(2)
+            beyond = torch.where(is_by_values, by_values, by_outputs) - linear
             terms.add(beyond * weight[..., rows], design.deviations(rows), name)
         return terms.moments(torch.full_like(which, n * n_times))
 
