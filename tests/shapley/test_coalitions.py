@@ -16,6 +16,7 @@ from shapray.shapley.coalitions import (
     repeated,
     shapley_weights,
     size_weights,
+    stratified_coalitions,
 )
 
 
@@ -85,6 +86,15 @@ def test_pairs_weigh_all_their_coalitions_alike():
     ratio = length / size_weights(n)
     np.testing.assert_allclose(ratio, ratio[0])
     assert size_weights(n).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_players", [9, 16, 63])
+def test_stratified_coalitions_have_every_size_as_often_as_it_is_drawn(n_players):
+    n = 2 * (n_players - 1)
+    sizes = np.bincount(stratified_coalitions(n_players, n).sum(1), minlength=n_players + 1)
+    assert sizes[0] == sizes[-1] == 0
+    assert (sizes[1:-1] >= 1).all()
+    assert (np.abs(sizes[1:-1] - n * size_weights(n_players)) < 1).all()
 
 
 def test_a_longer_draw_of_pairs_begins_with_the_shorter():

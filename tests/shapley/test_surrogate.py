@@ -283,6 +283,23 @@ class Sums(Game):
         return self.value, lambda images, outputs: outputs
 
 
+class Cubes(Sums):
+    """Outputs that no fit comes close to, although the values are sums."""
+
+    def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        return super().outputs(images, coalitions) ** 3
+
+    def value(self, images: Tensor, outputs: Tensor) -> Tensor:
+        return outputs[:, 0].sign() * outputs[:, 0].abs() ** (1 / 3)
+
+
+def test_values_are_fitted_where_outputs_say_less():
+    game = Cubes(12)
+    (found,) = estimate(game, Score(estimator="permutation", permutations=8), [1])
+    known = game.effects[:, 0].numpy()
+    assert np.abs(found.shapley_value - known).max() < 0.01 * known.std()
+
+
 @pytest.mark.parametrize("n_players", [128, 129, 512, 513])
 def test_many_players(n_players):
     """Both numbers of folds, and the last numbers of players with and without a fit."""
