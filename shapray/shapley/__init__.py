@@ -6,5 +6,5 @@ Knows no network, no file and no Ray; imports nothing of the package. Start with
 `game`: what the estimators take, and how outputs become values through `values`, the value
 functions. `coalitions` draws permutations and pairs of coalitions, with their weights;
 `permutations` and `pairs` evaluate them; `surrogate` corrects pairs by a fit of the outputs, with
-`fits`, `ridge` and `terms`.
+`fits` and `ridge`.
 """

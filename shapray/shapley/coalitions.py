@@ -54,6 +54,13 @@ def size_weights(n_players: int) -> np.ndarray:
     return weights / weights.sum()
 
 
+def mean_weights(n_players: int) -> np.ndarray:
+    """What a number times the deviations of the players weighs, as a mean over the coalitions of
+    each size 1 .. n_players - 1 (see `surrogate`)."""
+    size = np.arange(1, n_players)
+    return n_players / (size * (n_players - size))
+
+
 def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
     """Independent coalitions, each to be taken with its complement; all of a size alike.
 

@@ -44,10 +44,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shapray.shapley.coalitions import orders, size_weights, stratified_coalitions
+from shapray.shapley.coalitions import mean_weights, orders, size_weights, stratified_coalitions
 from shapray.shapley.fits import OutputFits, Value
 from shapray.shapley.ridge import FILLED, Design
-from shapray.shapley.terms import Terms, mean_weights
 
 MIN_PLAYERS = 9  # of fewer there are too few pairs to fit anything to
 MAX_PLAYERS = 512  # beyond, a fit of as many numbers takes more than it gives
@@ -244,12 +243,13 @@ class _Images:
             of_size[row, 1:k] = mean_weights(k) / size_weights(k) / n
         (weights,) = self._uploaded(of_size)
         numbers = (self.fits.residual * weights.gather(1, self.design.size.long()))[:, None]
-        n_columns = self.shape.n_columns
-        names = torch.arange(n_columns, device=self.device).expand(len(numbers), 1, n_columns)
-        terms = Terms(len(numbers), n_columns, self.device)
+        total, squares = torch.zeros(2, *self.design.is_player.shape, device=self.device).double()
         for rows in self.design.blocks:
-            terms.add(numbers[..., rows], self.design.deviations(rows), names)
-        return terms.moments(self.n)
+            here, deviations = numbers[..., rows], self.design.deviations(rows)
+            total += (here @ deviations)[:, 0]
+            squares += (here.square() @ deviations.square())[:, 0]
+        n = self.n[:, None]
+        return total, (squares - total**2 / n).clamp(min=0) * n / (n - 1)
 
     def _own(self, which: Tensor, n_own: int) -> tuple[Tensor, Tensor]:
         """The fits' value beside the linear game's, and its variance.
@@ -268,7 +268,7 @@ class _Images:
             n_pairs, k = p.members.shape
             members.append(stratified_coalitions(k, n))
             size = members[-1].sum(1)
-            weights[row, 0, 1:] = (mean_weights(k) / np.bincount(size)[1:])[size - 1] / n_times
+            weights[row, 0, 1:] = (mean_weights(k) / np.bincount(size)[1:])[size - 1]
             names[row, :, :k] = orders(k, n_times, p.seed)
             lacking[row] = 1 + np.arange(n_times) * n_pairs // n_times
         design = self._design(members, which, shape.blocks(n_times))
@@ -276,7 +276,7 @@ class _Images:
         coefficients = self.fits.without(which, lacks, name)
         of_fit = which[:, None].expand(-1, n_times)
         is_by_values = self.fits.by_values[of_fit, lacks][..., None]
-        terms = Terms(len(which), shape.n_columns, self.device)
+        columns = torch.zeros_like(name).float()
         for rows in design.blocks:
             odd, even = (
                 (b.flatten(1, 2) @ x.mT).unflatten(1, (n_times, -1))
@@ -285,8 +285,9 @@ class _Images:
             by_outputs = self.fits.odd_value(odd[:, :, :-2], even, of_fit)
             by_values, linear = odd[:, :, -2:].unbind(2)
             beyond = torch.where(is_by_values, by_values, by_outputs) - linear
-            terms.add(beyond * weight[..., rows], design.deviations(rows), name)
-        return terms.moments(torch.full_like(which, n * n_times))
+            columns += (beyond * weight[..., rows]) @ design.deviations(rows)
+        times = torch.zeros_like(columns).scatter_(2, name, columns).double()
+        return times.mean(1), times.var(1) / n_times
 
 
 def _split(places: list[int], n: int) -> list[list[int]]:
