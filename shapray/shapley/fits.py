@@ -13,6 +13,10 @@ from shapray.shapley.ridge import FILLED, Design, fit
 # the best choice for the others.
 ODD_RIDGES, EVEN_RIDGES = ((0.01, 0.25), (1.0, 1.0)), ((0.25,), (1.0,))
 
+# Fits of the values have to be better than those of the outputs by a margin of so much over the
+# number of pairs: of few pairs one cannot tell, and choosing wrongly costs more than it gives.
+CAUTION = 15
+
 Value = Callable[[Tensor, Tensor], Tensor]
 """(images (n_rows,), outputs (n_rows, n_outputs)) -> (n_rows,)"""
 
@@ -49,9 +53,9 @@ class OutputFits:
         self.every = torch.arange(len(number), device=number.device)
         is_pair = design.inside.clone()
         is_pair[:, 0] = False
+        n_pairs = is_pair.sum(1)
         # the penalties are those of eight permutations' worth of pairs
-        n_permutations = 2 * is_pair.sum(1) / (design.n_players - 1)
-        scale = (n_permutations / 8)[:, None]
+        scale = (n_pairs / (4 * (design.n_players - 1)))[:, None]
         targets = torch.cat([targets[0], odd_values.float()[:, None]], 1), targets[1]
         self.halves = [
             fit(
@@ -67,6 +71,7 @@ class OutputFits:
         fitted = torch.cat([by_outputs, odd[:, :, -1]])
         residual = (odd_values - fitted).float() * is_pair  # (n_choices, n_images, n_rows)
         squares = residual.square()
+        squares[len(odd) :] *= (1 + CAUTION / n_pairs)[:, None]
         total = squares.sum(2, keepdim=True)
         chosen = (total - squares).argmin(0)  # (n_images, n_rows); its own takes no part
         self.by_values, self.ridge = chosen >= len(odd), chosen % len(odd)

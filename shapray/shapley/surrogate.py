@@ -60,7 +60,6 @@ PLAYERS_MULTIPLE, PAIRS_MULTIPLE = 8, 32
 FEW, SOME, MANY = 4, 16, 64
 SMALL, LARGE, NEGLIGIBLE = 0.05, 1 / 3, 0.001
 MOST_TIMES = 16  # that the same are taken
-NOISE, NEGLIGIBLE = 0.05, 0.001
 
 
 @dataclass(frozen=True)
