@@ -13,9 +13,10 @@ from shapray.shapley.ridge import FILLED, Design, fit
 # the best choice for the others.
 ODD_RIDGES, EVEN_RIDGES = ((0.01, 0.25), (1.0, 1.0)), ((0.25,), (1.0,))
 
-# Fits of the values have to be better than those of the outputs by a margin of so much over the
-# number of pairs: of few pairs one cannot tell, and choosing wrongly costs more than it gives.
-CAUTION = 15
+# Fits of the values have to be better than those of the outputs by a margin: twofold with so many
+# pairs, 1 + 1 / 16 with four times as many. Of few pairs one cannot tell, and choosing wrongly
+# costs more than it gives.
+CAUTION = 27
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """(images (n_rows,), outputs (n_rows, n_outputs)) -> (n_rows,)"""
@@ -71,7 +72,7 @@ class OutputFits:
         fitted = torch.cat([by_outputs, odd[:, :, -1]])
         residual = (odd_values - fitted).float() * is_pair  # (n_choices, n_images, n_rows)
         squares = residual.square()
-        squares[len(odd) :] *= (1 + CAUTION / n_pairs)[:, None]
+        squares[len(odd) :] *= (1 + (CAUTION / n_pairs) ** 2)[:, None]
         total = squares.sum(2, keepdim=True)
         chosen = (total - squares).argmin(0)  # (n_images, n_rows); its own takes no part
         self.by_values, self.ridge = chosen >= len(odd), chosen % len(odd)
