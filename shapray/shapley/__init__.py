@@ -5,7 +5,7 @@ Knows no network, no file and no Ray; imports nothing of the package. Start with
 
 `game`: what the estimators take, and how outputs become values through `values`, the value
 functions. `coalitions` draws permutations and pairs of coalitions, with their weights;
-`permutations` and `pairs` evaluate them; `surrogate` corrects pairs by a fit of the outputs;
-`pilot` chooses how many there are to be. `upload`: nothing waits for a GPU before all coalitions
-are evaluated.
+`permutations` and `pairs` evaluate them; `surrogate` corrects pairs by a fit of the outputs, with
+`fits` and `ridge`; `pilot` chooses how many there are to be. `upload`: nothing waits for a GPU
+before all coalitions are evaluated.
 """

@@ -1,5 +1,6 @@
 """Coalitions: seeds, permutations, pairs, prefixes, subsets and their Shapley weights."""
 
+import functools
 import hashlib
 
 import numpy as np
@@ -35,12 +36,11 @@ def antithetic_permutations(n_players: int, n_permutations: int, seed: int) -> n
     Source: Mitchell et al. 2022, "Sampling Permutations for Shapley Value Estimation", section 4.2.
     """
     assert n_permutations % 2 == 0
-    random = np.random.Generator(np.random.Philox(key=seed))
-    forward = random.random((n_permutations // 2, n_players)).argsort(axis=1)
+    forward = orders(n_players, n_permutations // 2, seed)
     return np.stack([forward, forward[:, ::-1]], axis=1).reshape(n_permutations, n_players)
 
 
-def size_weights(n_players: int) -> Tensor:
+def size_weights(n_players: int) -> np.ndarray:
     """Probability of each coalition size 1 .. n_players - 1 among `paired_coalitions`.
 
     Proportional to 1 / sqrt(s (n - s)): with it every coalition's share in a Shapley value has the
@@ -49,9 +49,16 @@ def size_weights(n_players: int) -> Tensor:
     Returns:
         (n_players - 1,) float64.
     """
-    size = torch.arange(1, n_players, dtype=torch.float64)
-    weights = (size * (n_players - size)).rsqrt()
+    size = np.arange(1, n_players)
+    weights = 1 / np.sqrt(size * (n_players - size))
     return weights / weights.sum()
+
+
+def mean_weights(n_players: int) -> np.ndarray:
+    """What a number times the deviations of the players weighs, as a mean over the coalitions of
+    each size 1 .. n_players - 1 (see `surrogate`)."""
+    size = np.arange(1, n_players)
+    return n_players / (size * (n_players - size))
 
 
 def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
@@ -67,16 +74,38 @@ def paired_coalitions(n_players: int, n_pairs: int, seed: int) -> np.ndarray:
         (n_pairs, n_players) bool; no coalition is empty or full.
     """
     random = np.random.Generator(np.random.Philox(key=seed))
-    up_to = size_weights(n_players).cumsum(0).numpy()
+    up_to = size_weights(n_players).cumsum()
     members = np.zeros((n_pairs, n_players), bool)
     rows = max(1, DRAWN_NUMBERS // n_players)
     for start in range(0, n_pairs, rows):
         part = members[start : start + rows]
         drawn = random.random((len(part), 1 + n_players))  # a pair's own numbers, one after another
         size = 1 + np.minimum(up_to.searchsorted(drawn[:, :1], side="right"), n_players - 2)
-        order = drawn[:, 1:].argsort(axis=1)
-        np.put_along_axis(part, order, np.arange(n_players) < size, axis=1)
+        part[:] = drawn[:, 1:].argsort(axis=1) < size
     return members
+
+
+def stratified_coalitions(n_players: int, n: int) -> np.ndarray:
+    """Coalitions whose sizes are as frequent as `size_weights` says, and at least one of each size
+    if there are 2 (n_players - 1); always the same, to be taken with other names of the players.
+
+    Returns:
+        (n, n_players) bool; sizes ascend.
+    """
+    return np.unpackbits(_stratified(n_players, n), axis=1, count=n_players).view(bool)
+
+
+@functools.lru_cache(maxsize=32)
+def _stratified(n_players: int, n: int) -> np.ndarray:
+    up_to = size_weights(n_players).cumsum()
+    size = 1 + np.minimum(up_to.searchsorted((np.arange(n) + 0.5) / n), n_players - 2)
+    return np.packbits(orders(n_players, n, seed=0) < size[:, None], axis=1)
+
+
+def orders(n_players: int, n: int, seed: int) -> np.ndarray:
+    """Independent uniform permutations, (n, n_players) int64."""
+    random = np.random.Generator(np.random.Philox(key=seed))
+    return random.random((n, n_players)).argsort(axis=1)
 
 
 def prefix_coalitions(orders: Tensor, n_players: int) -> Tensor:
@@ -116,6 +145,13 @@ def shapley_weights(n_players: int) -> Tensor:
     return (log_weight - torch.tensor(n_players + 1.0, dtype=torch.float64).lgamma()).exp()
 
 
+@functools.lru_cache(maxsize=32)
+def _codes(n_players: int) -> np.ndarray:
+    """A coalition's key is the wrapping sum of its members' random 64-bit codes (Zobrist 1970)."""
+    random = np.random.Generator(np.random.Philox(key=0))
+    return random.integers(0, 2**64, size=n_players, dtype=np.uint64)
+
+
 def repeated(orders: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Finds the prefixes whose coalition an earlier prefix of the same image has met already.
 
@@ -126,10 +162,7 @@ def repeated(orders: np.ndarray, images: np.ndarray) -> np.ndarray:
         (n_chains, longest + 1) int64, flat position of the first prefix with the same coalition:
         its own where the coalition is new.
     """
-    # A coalition's key is the wrapping sum of its members' random 64-bit codes (Zobrist hashing).
-    random = np.random.Generator(np.random.Philox(key=0))
-    codes = random.integers(0, 2**64, size=int(orders.max(initial=0)) + 2, dtype=np.uint64)
-    codes[-1] = 0  # what -1 picks
+    codes = np.append(_codes(int(orders.max(initial=0)) + 1), np.uint64(0))  # that of -1
     keys = np.zeros((len(orders), orders.shape[1] + 1), np.uint64)
     np.cumsum(codes[orders], axis=1, out=keys[:, 1:])
     keys += (images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))[:, None]
@@ -146,11 +179,10 @@ def distinct(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (n_distinct,) int64 ascending, first occurrences, where 2 i is coalition i and 2 i + 1 its
         complement; and (n_pairs, 2) int64, the place of each of both among the first occurrences.
     """
-    packed = np.stack([np.packbits(members, axis=1), np.packbits(~members, axis=1)], axis=1)
-    rows = np.ascontiguousarray(packed.reshape(2 * len(members), -1))
-    _, first, inverse = np.unique(
-        rows.view(f"V{rows.shape[1]}")[:, 0], return_index=True, return_inverse=True
-    )
+    codes = _codes(members.shape[1])
+    keys = (members * codes).sum(1)
+    both = np.stack([keys, codes.sum() - keys], axis=1)
+    _, first, inverse = np.unique(both.ravel(), return_index=True, return_inverse=True)
     order = first.argsort()
     place = np.empty_like(order)
     place[order] = np.arange(len(order))

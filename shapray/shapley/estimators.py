@@ -13,7 +13,7 @@ from shapray.shapley.game import Game, check_finite
 from shapray.shapley.pairs import Pairs, in_pairs
 from shapray.shapley.permutations import Permutations
 
-SAMPLING_VERSION = 2  # raised when the same job would give other scores
+SAMPLING_VERSION = 3  # raised when the same job would give other scores
 MAX_EXACT_PLAYERS = 24  # 2**24 coalitions of one image; more is never meant
 
 
@@ -198,10 +198,10 @@ def _enumerate(game: Game, image: int) -> Estimate:
 
 def _sampled(game: Game, sample: Pairs | Permutations, ends: Tensor) -> dict[int, Estimate]:
     found = {}
-    for row, (image, players) in enumerate(zip(sample.images, sample.players, strict=True)):
+    rows = zip(sample.images, sample.players, sample.estimates(), strict=True)
+    for row, (image, players, of_players) in enumerate(rows):
         both = np.zeros((2, game.n_players))  # of a null player both are 0
-        if len(players):
-            both[:, players] = sample.estimate(row).cpu().numpy()
+        both[:, players] = of_players
         found[image] = Estimate(
             shapley_value=both[0],
             standard_error=both[1],

@@ -2,7 +2,7 @@
 
 They are drawn in `coalitions`, and weighted and corrected in `surrogate`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shapray.shapley.coalitions import distinct, paired_coalitions
 from shapray.shapley.game import DOUBLE_ROWS, OUTPUT_BYTES, Game, check_finite
-from shapray.shapley.surrogate import MAX_PLAYERS, MIN_PLAYERS, ImagePairs, corrected
+from shapray.shapley.surrogate import MAX_PLAYERS, MIN_PLAYERS, Evaluated, ImagePairs, corrected
 from shapray.shapley.upload import upload
 
 
@@ -165,33 +165,31 @@ class Pairs:
 
         check_finite(torch.cat(new), of)
 
-    def estimate(self, row: int) -> Tensor:
-        """Shapley values of an image's players, from the coalitions evaluated so far.
+    def estimates(self) -> list[np.ndarray]:
+        """Shapley values of the images' players, from the coalitions evaluated so far.
 
         Returns:
-            (2, k) float64, values and standard errors.
+            (2, k) float64 for each image, values and standard errors.
         """
-        image, drawn = self.images[row], self.drawn[row]
-        n = drawn.n_pairs(self.n_done)
-        place = torch.from_numpy(drawn.place[:n]).to(self.device)
-        pairs = ImagePairs(
-            members=torch.from_numpy(drawn.members[:n]).to(self.device),
-            values=self.values[row][place],
-            outputs=self.outputs[row][place],
-            end_values=self.ends[image].to(self.device),
-            end_outputs=self.end_outputs[row],
-            value=_of_image(self.value, image),
-            seed=self.seeds[image] ^ 1,  # another stream: Philox keys need only differ
+        ends = upload(self.ends[list(self.images)], self.device).flatten()
+        evaluated = Evaluated(
+            torch.cat([ends, *self.values]), torch.cat([*self.end_outputs, *self.outputs])
         )
-        return torch.stack(corrected(pairs))
+        pairs, first = [], len(ends)
+        for row, (image, drawn) in enumerate(zip(self.images, self.drawn, strict=True)):
+            n = drawn.n_pairs(self.n_done)
+            pairs.append(
+                ImagePairs(
+                    image=image,
+                    members=drawn.members[:n],
+                    place=first + drawn.place[:n],
+                    ends=(2 * row + 1, 2 * row),
+                    seed=self.seeds[image] ^ 1,  # another stream: Philox keys need only differ
+                )
+            )
+            first += len(self.values[row])
+        return corrected(pairs, evaluated, self.value)
 
     def n_evaluations(self, row: int) -> int:
         """Coalitions whose value was computed for the image in a row, both ends included."""
         return len(self.values[row]) + 2
-
-
-def _of_image(value: Callable[[Tensor, Tensor], Tensor], image: int) -> Callable[[Tensor], Tensor]:
-    def of_outputs(outputs: Tensor) -> Tensor:
-        return value(torch.full((len(outputs),), image, device=outputs.device), outputs)
-
-    return of_outputs

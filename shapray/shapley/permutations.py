@@ -103,13 +103,19 @@ class Permutations:
         check_finite(fresh, of)
         self.n_done = n_chains
 
-    def estimate(self, row: int) -> Tensor:
-        """Shapley values of an image's players, from the permutations evaluated so far.
+    def estimates(self) -> list[np.ndarray]:
+        """Shapley values of the images' players, from the permutations evaluated so far.
 
         Returns:
-            (2, k) float64, values and standard errors; these are NaN from a single pair.
+            (2, k) float64 for each image, values and standard errors; these are NaN from a single
+            pair.
         """
+        return [self._estimate(row).cpu().numpy() for row in range(len(self.images))]
+
+    def _estimate(self, row: int) -> Tensor:
         k = len(self.players[row])
+        if k == 0:
+            return self.values.new_zeros(2, 0)
         orders = upload(torch.from_numpy(self.orders[row, : self.n_done, :k]), self.values.device)
         found = marginals(orders, self.values[row, : self.n_done, : k + 1])
         pairs = found.unflatten(0, (-1, 2)).mean(1)  # the pair is the sample

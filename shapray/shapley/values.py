@@ -10,6 +10,9 @@ from torch import Tensor
 POOLED_OUTPUTS = 16  # outputs a surrogate models one by one; the rest is pooled
 
 
+Full = Callable[[], Tensor]  # the full network's outputs for each row, if they are needed
+
+
 def _log_probability(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(1)
 
@@ -19,38 +22,38 @@ def _margin(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0] - others.amax(1)
 
 
-def neg_cross_entropy(logits: Tensor, target: Tensor, full: Tensor) -> Tensor:
+def neg_cross_entropy(logits: Tensor, target: Tensor, full: Full) -> Tensor:
     """log p(label)."""
     return _log_probability(logits, target)
 
 
-def target_logit(logits: Tensor, target: Tensor, full: Tensor) -> Tensor:
+def target_logit(logits: Tensor, target: Tensor, full: Full) -> Tensor:
     """The label's logit."""
     return logits.gather(1, target[:, None])[:, 0]
 
 
-def logit_margin(logits: Tensor, target: Tensor, full: Tensor) -> Tensor:
+def logit_margin(logits: Tensor, target: Tensor, full: Full) -> Tensor:
     """The label's logit minus the largest other."""
     return _margin(logits, target)
 
 
-def target_probability(logits: Tensor, target: Tensor, full: Tensor) -> Tensor:
+def target_probability(logits: Tensor, target: Tensor, full: Full) -> Tensor:
     """p(label)."""
     return _log_probability(logits, target).exp()
 
 
-def top1(logits: Tensor, target: Tensor, full: Tensor) -> Tensor:
+def top1(logits: Tensor, target: Tensor, full: Full) -> Tensor:
     """1 where the label has the largest logit (the first of several), else 0."""
     return (logits.argmax(1) == target).to(logits.dtype)
 
 
-def neg_kl_divergence(logits: Tensor, target: Tensor, full: Tensor) -> Tensor:
+def neg_kl_divergence(logits: Tensor, target: Tensor, full: Full) -> Tensor:
     """-KL(p of the full network || p), the network's own answer as the target."""
-    log_p = full.log_softmax(1)
+    log_p = full().log_softmax(1)
     return (log_p.exp() * (logits.log_softmax(1) - log_p)).sum(1)
 
 
-_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Full], Tensor]] = {
     function.__name__: function
     for function in (
         neg_cross_entropy,
@@ -112,7 +115,7 @@ class Value:
             (n_rows,) in the outputs' precision, float64 if they come in it.
         """
         target = self._targets()[images]
-        return _FUNCTIONS[self.name](outputs, target, self.full[images].to(outputs.dtype))
+        return _FUNCTIONS[self.name](outputs, target, lambda: self.full[images].to(outputs.dtype))
 
     def _targets(self) -> Tensor:
         if self.labels is None:

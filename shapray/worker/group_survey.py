@@ -28,7 +28,7 @@ from shapray.worker.tasks import Setup
 
 TIMED_MACS = 1.5e10  # of the coalitions of a group that are timed, each way
 HEAD_MACS = 4e9  # of the images of a group that are timed
-STAND_IN_IMAGES = 4
+STAND_IN_IMAGES = 16
 
 
 @dataclass(frozen=True)

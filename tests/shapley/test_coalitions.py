@@ -16,6 +16,7 @@ from shapray.shapley.coalitions import (
     repeated,
     shapley_weights,
     size_weights,
+    stratified_coalitions,
 )
 
 
@@ -67,7 +68,7 @@ def test_pairs_have_their_sizes_and_all_coalitions_of_a_size_alike(n_players):
     members = paired_coalitions(n_players, n_pairs, seed=5)
     sizes = np.bincount(members.sum(1), minlength=n_players + 1)
     assert sizes[0] == sizes[-1] == 0
-    share = size_weights(n_players).numpy()
+    share = size_weights(n_players)
     bound = 4.5 * np.sqrt(n_pairs * share * (1 - share))
     assert (np.abs(sizes[1:-1] - n_pairs * share) <= bound).all()
     for size in range(1, n_players):
@@ -80,11 +81,20 @@ def test_pairs_have_their_sizes_and_all_coalitions_of_a_size_alike(n_players):
 def test_pairs_weigh_all_their_coalitions_alike():
     """The length of a coalition's share in the values over its size's probability is the same."""
     n = 11
-    size = torch.arange(1, n, dtype=torch.float64)
-    length = (1 / size + 1 / (n - size)).sqrt()  # of 1/s for members, -1/(n-s) for the others
+    size = np.arange(1, n)
+    length = np.sqrt(1 / size + 1 / (n - size))  # of 1/s for members, -1/(n-s) for the others
     ratio = length / size_weights(n)
-    assert torch.allclose(ratio, ratio[:1].expand_as(ratio))
-    assert size_weights(n).sum().item() == pytest.approx(1)
+    np.testing.assert_allclose(ratio, ratio[0])
+    assert size_weights(n).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_players", [9, 16, 63])
+def test_stratified_coalitions_have_every_size_as_often_as_it_is_drawn(n_players):
+    n = 2 * (n_players - 1)
+    sizes = np.bincount(stratified_coalitions(n_players, n).sum(1), minlength=n_players + 1)
+    assert sizes[0] == sizes[-1] == 0
+    assert (sizes[1:-1] >= 1).all()
+    assert (np.abs(sizes[1:-1] - n * size_weights(n_players)) < 1).all()
 
 
 def test_a_longer_draw_of_pairs_begins_with_the_shorter():

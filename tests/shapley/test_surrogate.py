@@ -172,6 +172,22 @@ def test_an_image_is_corrected_by_its_own_coalitions_only(n_permutations):
         np.testing.assert_array_equal(together[1][image], beside[1][image])
 
 
+@pytest.mark.parametrize("n_permutations", [4, 8, 32])
+def test_an_image_alone_has_the_same_numbers_to_the_bit(n_permutations):
+    game = Logits(13, 16, interaction=1.0, n_outputs=10)
+    for image, k in enumerate([13, 13, 12, 9, 13, 11, 10, 13] * 2):
+        game.active[image, k:] = False
+    together = sample(game, n_permutations)
+    seeds = [image_seed(0, "logits", str(image)) for image in range(16)]
+    for image in (0, 2, 3, 9, 15):
+        alone = Logits(13, 1, interaction=1.0, n_outputs=10)
+        alone.active[0] = game.active[image]
+        score = Score(estimator="permutation", permutations=n_permutations)
+        (found,) = estimate(alone, score, [seeds[image]])
+        np.testing.assert_array_equal(found.shapley_value, together[0][image])
+        np.testing.assert_array_equal(found.standard_error, together[1][image])
+
+
 class Counting(Logits):
     """Counts how often each coalition of an image is asked for."""
 
@@ -230,6 +246,23 @@ class Sums(Game):
 
     def surrogate(self):
         return self.value, lambda images, outputs: outputs
+
+
+class Cubes(Sums):
+    """Outputs that no fit comes close to, although the values are sums."""
+
+    def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
+        return super().outputs(images, coalitions) ** 3
+
+    def value(self, images: Tensor, outputs: Tensor) -> Tensor:
+        return outputs[:, 0].sign() * outputs[:, 0].abs() ** (1 / 3)
+
+
+def test_values_are_fitted_where_outputs_say_less():
+    game = Cubes(12)
+    (found,) = estimate(game, Score(estimator="permutation", permutations=8), [1])
+    known = game.effects[:, 0].numpy()
+    assert np.abs(found.shapley_value - known).max() < 0.01 * known.std()
 
 
 @pytest.mark.parametrize("n_players", [128, 129, 512, 513])
