@@ -21,9 +21,9 @@ LEAST_SHARE = 0.02  # of the images' variance: less of the sampling's is worth n
 MOST_PERMUTATIONS = 64
 TOLD_EVERY = 16  # one image of so many is sampled twice as often where one draw tells no error
 # In multiply-adds of a convolution that take as long on a processor:
-IMAGE_COST = 2e7  # to read an image and to write its row
-COALITION_COST = 3e5  # around the network
-FIT_COST, FIT_COST_PER_CUBE = 5e7, 400.0  # of an image's fits, and for the cube of its players
+IMAGE_COST = 1.5e7  # to read an image and to write its row
+COALITION_COST = 3e4  # around the network
+FIT_COST, FIT_COST_PER_CUBE = 3e7, 100.0  # of an image's fits, and for the cube of its players
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Pilot:
     Attributes:
         variance: of Shapley values over images, mean over units, without the sampling's.
         spread: variance of the scores over the units, without what the pilot's own error adds.
-        options: in the order in which they were tried.
+        options: prices that were tried, or of which is known what they leave.
         drawn: prices at which the images were sampled to find out.
     """
 
@@ -159,18 +159,23 @@ def pilot(draw: Callable[[Price], list[Estimate]], sampling: Sampling, cost: Cos
         )
         return Option(price, float(each.mean()), float((variances * ~exact).mean()))
 
-    options = [option(Price(2, "permutations", TOLD_EVERY), of_a_pair)]
-    allowed = ((1 + ADDED_ERROR) ** 2 - 1) * variance
-    n = 4
-    while n <= MOST_PERMUTATIONS and min(one.variance for one in options) > allowed:
-        options.append(option(Price(n, "permutations"), of_a_pair / (n // 2)))
-        drawn.append(Price(n, "pairs"))
-        found = draw(drawn[-1])
-        if any(one.sampling == "pairs" for one in found):
-            options.append(option(drawn[-1], _own_variances(found)))
-            variance, spread = _over_images(found)
-            allowed = ((1 + ADDED_ERROR) ** 2 - 1) * variance
-        n *= 2
+    numbers = [2**i for i in range(1, MOST_PERMUTATIONS.bit_length())]
+    options = [
+        option(Price(n, "permutations", TOLD_EVERY if n == 2 else None), of_a_pair / (n // 2))
+        for n in numbers
+    ]
+    for n in numbers[1:]:
+        allowed = ((1 + ADDED_ERROR) ** 2 - 1) * variance
+        enough = [one.cost for one in options if one.variance <= allowed]
+        untried = option(Price(n), np.zeros(len(n_active)))
+        if enough and min(enough) <= untried.cost:
+            break
+        found = draw(untried.price)
+        drawn.append(untried.price)
+        if all(one.sampling != "pairs" for one in found):
+            break
+        options.append(option(untried.price, _own_variances(found)))
+        variance, spread = _over_images(found)
     return Pilot(variance, spread, tuple(options), tuple(drawn))
 
 

@@ -88,8 +88,7 @@ def test_where_sampling_is_noisier_than_the_images_more_is_drawn():
     found = tried(FunctionGame(rough, 14, 16))
     option = found.least(200, None)
     assert option.price.permutations == 64
-    assert [one.price.permutations for one in found.options] == [2, 4, 8, 16, 32, 64]
-    assert found.options[0].variance > found.options[-1].variance > 0
+    assert found.options[0].variance > option.variance > 0
 
 
 def test_an_image_that_is_enumerated_has_no_sampling_variance():
