@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from shapray.engine.network_game import NetworkGame, NetworkSplit
 from shapray.network.group import Group
-from shapray.shapley.estimators import estimate
+from shapray.shapley.estimators import Settings, estimate
 
 MUCH_FASTER = 0.8  # of the time in float32, for a lower precision to be chosen
 NEAR = 0.1  # standard errors that its values may be off by
@@ -19,15 +18,6 @@ TIMINGS = 5
 LOWER = {"cpu": ("bfloat16",), "cuda": ("tf32", "bfloat16")}
 
 Games = list[NetworkGame]
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """How a job samples unless it is told otherwise."""
-
-    estimator: str = "permutation"
-    permutations: int = 8
-    exact_max_players: int = 0
 
 
 def seconds_of_two_batches(game: NetworkGame) -> float:
@@ -48,7 +38,7 @@ def standard_errors_off(low: NetworkGame, exact: NetworkGame) -> float:
     a mean over images has less of both alike.
     """
     seeds = range(len(exact.active))
-    found, right = (estimate(game, _Sampling(), seeds) for game in (low, exact))
+    found, right = (estimate(game, Settings(), seeds) for game in (low, exact))
     gaps = np.array([f.shapley_value - r.shapley_value for f, r in zip(found, right, strict=True)])
     if not gaps.any():
         return 0.0

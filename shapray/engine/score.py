@@ -3,7 +3,7 @@
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,7 +14,7 @@ from shapray.engine.precision import choose_precision
 from shapray.engine.trace import fold
 from shapray.network.group import Group
 from shapray.shapley.coalitions import image_seed
-from shapray.shapley.estimators import Estimate, Sampling, estimate
+from shapray.shapley.estimators import Estimate, Sampling, Settings, estimate
 from shapray.shapley.game import NonFiniteValue
 from shapray.shapley.pilot import Cost, Pilot, Price, pilot
 
@@ -115,7 +115,7 @@ def score_images(
         ValueError: a value is not finite; names group, image and coalition.
     """
     found = list[Estimate]()
-    asked = replace(_Asked.of(scoring), permutations=price.permutations)
+    asked = Settings(scoring.estimator, price.permutations, scoring.exact_max_players)
     numbers = [price.of(place) for place in places]
     at_once = split.images_at_once(max(numbers))
     for start in range(0, len(ids), at_once):
@@ -143,7 +143,7 @@ def try_images(
 
     Arguments and errors as of `score_images`.
     """
-    sampled = replace(_Asked.of(scoring), estimator="permutation", exact_max_players=0)
+    sampled = _OfPilot(value=scoring.value, seed=scoring.seed)
 
     def draw(price: Price) -> list[Estimate]:
         return score_images(split, images, labels, ids, sampled, price, range(len(ids)))
@@ -152,15 +152,8 @@ def try_images(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A `Scoring` with a number of permutations."""
+class _OfPilot(Settings):
+    """A `Scoring` that samples every image."""
 
-    value: str
-    seed: int
-    estimator: str
-    exact_max_players: int
-    permutations: int = 0
-
-    @staticmethod
-    def of(scoring: Scoring) -> "_Asked":
-        return _Asked(scoring.value, scoring.seed, scoring.estimator, scoring.exact_max_players)
+    value: str = ""
+    seed: int = 0

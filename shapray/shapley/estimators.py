@@ -36,6 +36,15 @@ class Sampling(Protocol):
 
 
 @dataclass(frozen=True)
+class Settings:
+    """A `Sampling` apart from any job: without changes, every image is sampled."""
+
+    estimator: str = "permutation"
+    permutations: int = 8
+    exact_max_players: int = 0
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Shapley values of one image.
 

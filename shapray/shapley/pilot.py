@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shapray.shapley.estimators import Estimate, Sampling, is_exact, n_sampled
+from shapray.shapley.estimators import Estimate, Sampling, Settings, is_exact, n_sampled
 
 FEWEST_IMAGES = 16  # in all; of fewer each one matters, and they are sampled at the usual price
 ADDED_ERROR = 0.1  # that sampling may add to the error that the images make
@@ -142,7 +142,7 @@ def pilot(draw: Callable[[Price], list[Estimate]], sampling: Sampling, cost: Cos
     variance, spread = _over_images(found)
 
     def option(price: Price, variances: np.ndarray) -> Option:
-        asked = _Asked(sampling.estimator, price.permutations, sampling.exact_max_players)
+        asked = Settings(sampling.estimator, price.permutations, sampling.exact_max_players)
         exact = np.array([is_exact(k, asked) for k in n_active.tolist()])
         evaluated = np.array(
             [
@@ -177,15 +177,6 @@ def pilot(draw: Callable[[Price], list[Estimate]], sampling: Sampling, cost: Cos
         options.append(option(untried.price, _own_variances(found)))
         variance, spread = _over_images(found)
     return Pilot(variance, spread, tuple(options), tuple(drawn))
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """See `estimators.Sampling`."""
-
-    estimator: str
-    permutations: int
-    exact_max_players: int
 
 
 def _own_variances(found: Sequence[Estimate]) -> np.ndarray:

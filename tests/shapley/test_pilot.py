@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shapray.config import Score
-from shapray.shapley.estimators import Sampling, estimate
+from shapray.shapley.estimators import Sampling, Settings, estimate
 from shapray.shapley.game import FunctionGame
 from shapray.shapley.pilot import Cost, Option, Pilot, Price, pilot
 
@@ -43,19 +43,12 @@ class Images(FunctionGame):
         return (alone + self.within * torch.sin(3 * kept @ self.weights))[:, None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-    estimator: str = "permutation"
-    permutations: int = 0
-    exact_max_players: int = 0
-
-
 def tried(game: FunctionGame, sampling: Sampling = HYBRID, seed: int = 0) -> Pilot:
     n_images = len(game.active)
     seeds = [1000 * seed + image for image in range(n_images)]
 
     def draw(price: Price):
-        return estimate(game, Sampled(permutations=price.permutations), seeds, by=price.by)
+        return estimate(game, Settings(permutations=price.permutations), seeds, by=price.by)
 
     return pilot(draw, sampling, COST)
 
@@ -67,7 +60,7 @@ def test_both_variances_are_found_without_bias():
     variances = np.array([one.variance for one in found])
     assert abs(variances.mean() - own) < 4 * variances.std() / math.sqrt(40)
     # what a single pair of permutations differs by, from seed to seed
-    one_pair = Sampled(permutations=2)
+    one_pair = Settings(permutations=2)
     drawn = np.stack(
         [
             one.shapley_value
