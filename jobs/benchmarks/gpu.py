@@ -179,7 +179,7 @@ def measured(
     def drawn() -> Pairs:
         return Pairs(game, range(n), PERMUTATIONS, seeds, ends)
 
-    index, coalitions = next(drawn().batches(PERMUTATIONS))
+    index, coalitions = next(drawn().batches())
     spent = seconds_of(lambda: game.outputs(index, coalitions), device, at_least)
     row: dict[str, Any] = {
         "dtype": str(game.split.dtype).removeprefix("torch."),
@@ -203,7 +203,7 @@ def measured(
         "estimate_seconds": spent,
         "estimate_coalitions_per_second": sum(e.n_evaluations for e in found) / spent,
         "waits_in_outputs": waits(lambda: game.outputs(index, coalitions), device),
-        "waits_in_a_round": waits(lambda: pairs.extend(PERMUTATIONS), device),
+        "waits_in_a_round": waits(pairs.evaluate, device),
     }
     return row, found
 

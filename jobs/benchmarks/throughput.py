@@ -147,7 +147,7 @@ def pairs(network: Network, group: Group, precision: str, rounds: int) -> Row:
     n_images = max(2, min(n_images, round(ROUND_SECONDS / per_row / rows_per_image)))
     ends = torch.zeros(len(game.active), 2, dtype=torch.float64)
     drawn = Pairs(game, range(n_images), PERMUTATIONS, list(range(len(game.active))), ends)
-    images, coalitions = next(drawn.batches(PERMUTATIONS))
+    images, coalitions = next(drawn.batches())
     game.outputs(images, coalitions)
     return turns(lambda: game.outputs(images, coalitions), len(images), plain, rounds, game.rows)
 

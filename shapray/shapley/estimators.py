@@ -179,7 +179,7 @@ def estimate(
     for (paired, number), images in drawn.items():
         kind = Pairs if paired else Permutations
         sample = kind(game, images, number, seeds, ends)
-        sample.extend(number)
+        sample.evaluate()
         found |= _sampled(game, sample, ends)
     return [found[image] for image in every]
 
@@ -218,7 +218,7 @@ def _sampled(game: Game, sample: Pairs | Permutations, ends: Tensor) -> dict[int
             estimator="permutation",
             sampling=sample.sampling,
             n_evaluations=sample.n_evaluations(row),
-            n_permutations=sample.n_done,
+            n_permutations=sample.numbers[row],
             value_all=ends[image, 1].item(),
             value_none=ends[image, 0].item(),
         )

@@ -89,10 +89,7 @@ class Pairs:
     ) -> None:
         self.game, self.images, self.seeds, self.ends = game, images, seeds, ends
         self.players = [game.active[image].nonzero()[:, 0].numpy() for image in images]
-        self.drawn = [
-            DrawnPairs(len(players), n_permutations, seeds[image])
-            for image, players in zip(images, self.players, strict=True)
-        ]
+        self.grow([n_permutations] * len(images))
         stand_in = game.surrogate()
         assert stand_in is not None
         self.value, self.pool = stand_in
@@ -103,17 +100,25 @@ class Pairs:
         at_ends = game.reference[index].flatten(0, 1).double()
         self.end_outputs = self.pool(index.repeat_interleave(2), at_ends).split(2)
         self.outputs = [ends_of_image[:0] for ends_of_image in self.end_outputs]
-        self.n_done = 0
 
-    def batches(self, n_permutations: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """What is to be evaluated next, up to the given number of permutations' worth.
+    def grow(self, numbers: Sequence[int]) -> None:
+        """Draw more for each image: as many coalitions as so many permutations take at most, the
+        first of which are those that were drawn before."""
+        self.numbers = list(numbers)
+        self.drawn = [
+            DrawnPairs(len(players), number, self.seeds[image])
+            for image, players, number in zip(self.images, self.players, numbers, strict=True)
+        ]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What was drawn and has not been evaluated.
 
         Yields:
             image of each row, (n_rows,) int64 ascending, and (n_rows, n_players) bool.
         """
         kept = [
-            drawn.distinct[len(values) : drawn.n_distinct(n_permutations)]
-            for drawn, values in zip(self.drawn, self.values, strict=True)
+            drawn.distinct[len(values) : drawn.n_distinct(number)]
+            for drawn, values, number in zip(self.drawn, self.values, self.numbers, strict=True)
         ]
         at_once = max(1, OUTPUT_BYTES // (4 * self.game.reference.shape[2] + self.game.n_players))
         row_of = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
@@ -127,14 +132,14 @@ class Pairs:
                 coalitions[first:last, self.players[row]] = members
             yield torch.tensor(self.images)[torch.from_numpy(rows)], coalitions
 
-    def extend(self, n_permutations: int) -> None:
-        """Evaluate as many coalitions per image as so many permutations take at most.
+    def evaluate(self) -> None:
+        """Evaluate what was drawn.
 
         Raises:
             NonFiniteValue: with the coalition.
         """
         n_before = [len(values) for values in self.values]
-        for index, coalitions in self.batches(n_permutations):
+        for index, coalitions in self.batches():
             found = self.game.outputs(index, coalitions)
             rows = upload(index, self.device).split(DOUBLE_ROWS)
             parts = zip(rows, found.split(DOUBLE_ROWS), strict=True)
@@ -149,7 +154,6 @@ class Pairs:
                 self.values[row] = torch.cat([self.values[row], of_values])
                 self.outputs[row] = torch.cat([self.outputs[row], of_outputs])
         self._check(n_before)
-        self.n_done = n_permutations
 
     def _check(self, n_before: Sequence[int]) -> None:
         """All values beyond the first ones of each row are finite: looked at once, when all are
@@ -176,8 +180,9 @@ class Pairs:
             torch.cat([ends, *self.values]), torch.cat([*self.end_outputs, *self.outputs])
         )
         pairs, first = [], len(ends)
-        for row, (image, drawn) in enumerate(zip(self.images, self.drawn, strict=True)):
-            n = drawn.n_pairs(self.n_done)
+        drawn_of = zip(self.images, self.drawn, self.numbers, strict=True)
+        for row, (image, drawn, number) in enumerate(drawn_of):
+            n = drawn.n_pairs(number)
             pairs.append(
                 ImagePairs(
                     image=image,

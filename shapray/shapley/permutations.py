@@ -65,16 +65,15 @@ class Permutations:
         full = upload(torch.from_numpy(step >= lengths[:, None]), device)  # (n_images, n_steps)
         first_values, last_values = upload(ends[list(images)], device).split(1, dim=1)
         self.values = torch.where(full, last_values, first_values)[:, None].repeat(1, n_chains, 1)
-        self.n_done = 0
+        self.numbers, self.n_done = [n_chains] * len(images), 0
 
-    def extend(self, n_chains: int) -> None:
-        """Evaluate permutations up to the given number per image, as many at a time as their
-        outputs have room.
+    def evaluate(self) -> None:
+        """Evaluate what was drawn, as many permutations at a time as their outputs have room.
 
         Raises:
             NonFiniteValue: with the coalition.
         """
-        n_outputs = self.game.reference.shape[2]
+        n_chains, n_outputs = self.wanted.shape[1], self.game.reference.shape[2]
         step = max(1, OUTPUT_BYTES // (4 * n_outputs * self.wanted.shape[2] * len(self.images)))
         while self.n_done < n_chains:
             self._extend(min(n_chains, self.n_done + step))

@@ -298,7 +298,7 @@ def _some_pairs(
     permutations = min(permutations, 2 * max(2, math.ceil(of_one / 2)))
     ends = torch.zeros(len(game.active), 2, dtype=torch.float64)
     pairs = Pairs(game, images, permutations, list(range(len(game.active))), ends)
-    index, coalitions = next(pairs.batches(permutations))
+    index, coalitions = next(pairs.batches())
     rank = torch.cat([torch.arange(n) for n in torch.bincount(index).tolist()])  # in its image
     parts: list[tuple[int, Callable[[], object]]] = []
     for per_image in sorted({2, max(2, int(most / len(images)))}):

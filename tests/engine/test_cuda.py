@@ -125,12 +125,12 @@ def test_nothing_in_the_loop_waits_for_the_device(name, precision):
                 game.subset_values(0, players)
                 chained = Permutations(game, images, 4, images, ends)
             with waiting(1):  # are all values finite?
-                chained.extend(4)
+                chained.evaluate()
             if game.active.sum(1).min() >= 2:
                 with waiting(0):
                     pairs = Pairs(game, images, 4, images, ends)
                 with waiting(1):
-                    pairs.extend(4)
+                    pairs.evaluate()
 
 
 def test_a_gpu_without_the_fused_kernels_takes_others():
