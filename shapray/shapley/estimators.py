@@ -218,7 +218,7 @@ def _sampled(game: Game, sample: Pairs | Permutations, ends: Tensor) -> dict[int
             estimator="permutation",
             sampling=sample.sampling,
             n_evaluations=sample.n_evaluations(row),
-            n_permutations=sample.numbers[row],
+            n_permutations=sample.n_permutations,
             value_all=ends[image, 1].item(),
             value_none=ends[image, 0].item(),
         )

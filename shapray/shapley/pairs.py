@@ -67,7 +67,7 @@ class DrawnPairs:
 
 
 class Pairs:
-    """Pairs of coalitions of some images, evaluated together, a part or all at a time.
+    """Pairs of coalitions of some images, evaluated together.
 
     Args:
         game: the games, which have a surrogate.
@@ -89,7 +89,11 @@ class Pairs:
     ) -> None:
         self.game, self.images, self.seeds, self.ends = game, images, seeds, ends
         self.players = [game.active[image].nonzero()[:, 0].numpy() for image in images]
-        self.grow([n_permutations] * len(images))
+        self.n_permutations = n_permutations
+        self.drawn = [
+            DrawnPairs(len(players), n_permutations, seeds[image])
+            for image, players in zip(images, self.players, strict=True)
+        ]
         stand_in = game.surrogate()
         assert stand_in is not None
         self.value, self.pool = stand_in
@@ -101,15 +105,6 @@ class Pairs:
         self.end_outputs = self.pool(index.repeat_interleave(2), at_ends).split(2)
         self.outputs = [ends_of_image[:0] for ends_of_image in self.end_outputs]
 
-    def grow(self, numbers: Sequence[int]) -> None:
-        """Draw more for each image: as many coalitions as so many permutations take at most, the
-        first of which are those that were drawn before."""
-        self.numbers = list(numbers)
-        self.drawn = [
-            DrawnPairs(len(players), number, self.seeds[image])
-            for image, players, number in zip(self.images, self.players, numbers, strict=True)
-        ]
-
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What was drawn and has not been evaluated.
 
@@ -117,8 +112,8 @@ class Pairs:
             image of each row, (n_rows,) int64 ascending, and (n_rows, n_players) bool.
         """
         kept = [
-            drawn.distinct[len(values) : drawn.n_distinct(number)]
-            for drawn, values, number in zip(self.drawn, self.values, self.numbers, strict=True)
+            drawn.distinct[len(values) : drawn.n_distinct(self.n_permutations)]
+            for drawn, values in zip(self.drawn, self.values, strict=True)
         ]
         at_once = max(1, OUTPUT_BYTES // (4 * self.game.reference.shape[2] + self.game.n_players))
         row_of = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
@@ -180,9 +175,8 @@ class Pairs:
             torch.cat([ends, *self.values]), torch.cat([*self.end_outputs, *self.outputs])
         )
         pairs, first = [], len(ends)
-        drawn_of = zip(self.images, self.drawn, self.numbers, strict=True)
-        for row, (image, drawn, number) in enumerate(drawn_of):
-            n = drawn.n_pairs(number)
+        for row, (image, drawn) in enumerate(zip(self.images, self.drawn, strict=True)):
+            n = drawn.n_pairs(self.n_permutations)
             pairs.append(
                 ImagePairs(
                     image=image,

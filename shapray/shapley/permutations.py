@@ -25,7 +25,7 @@ def marginals(orders: Tensor, prefix_values: Tensor) -> Tensor:
 
 
 class Permutations:
-    """Permutations of some images, evaluated together, a few or all at a time.
+    """Permutations of some images, evaluated together.
 
     Args:
         game: the games.
@@ -65,7 +65,7 @@ class Permutations:
         full = upload(torch.from_numpy(step >= lengths[:, None]), device)  # (n_images, n_steps)
         first_values, last_values = upload(ends[list(images)], device).split(1, dim=1)
         self.values = torch.where(full, last_values, first_values)[:, None].repeat(1, n_chains, 1)
-        self.numbers, self.n_done = [n_chains] * len(images), 0
+        self.n_permutations, self.n_done = n_chains, 0
 
     def evaluate(self) -> None:
         """Evaluate what was drawn, as many permutations at a time as their outputs have room.
