@@ -80,10 +80,10 @@ T = TypeVar("T")
 class GroupTotals:
     """What one group's errors are made of, and how long they take."""
 
-    def __init__(self, network: Network, group: Group) -> None:
+    def __init__(self, network: Network, group: Group, exact_max_players: int) -> None:
         self.network, self.group = network, group
         self.split = network.split(group)
-        self.score = Score()
+        self.score = Score(exact_max_players=exact_max_players)
         n = len(network.images)
         self.some = spread(network.labels, n, min(TOLD_IMAGES, n)).tolist()
 
@@ -104,6 +104,7 @@ class GroupTotals:
         """Of all images; kept in a file."""
         network = self.network
         how = f"{price.permutations}{price.by}{price.told_every or ''}"
+        how += f"-{self.score.exact_max_players}"
         name = f"{network.name}-{self.group.name}-{how}-{network.digest[:12]}.pickle"
         path = CACHE / name
         if not path.exists():
@@ -121,16 +122,9 @@ class GroupTotals:
         network = self.network
         n = len(network.images)
         piloted = spread(network.labels, n, PILOT_IMAGES).tolist()
-        pilot_seconds, pilot = timed(
-            lambda: try_images(
-                self.split,
-                network.images[piloted],
-                network.labels[piloted],
-                [network.image_ids[i] for i in piloted],
-                self.score,
-            )
+        (spare_pilot, spare), (given_pilot, given) = (
+            self._pilot(piloted, to_spare=to_spare) for to_spare in (True, False)
         )
-        given, spare = pilot.least(GIVEN, None).price, pilot.best().price
         every = self.of_all(given)
         values = np.stack([one.shapley_value for one in every])
         sampling = self._sampling(given)
@@ -146,22 +140,38 @@ class GroupTotals:
             "image_variance": variance,
             "usual_variance": usual,
             "relative_error": math.sqrt(target / float(np.square(values.mean(0)).mean())),
-            "pilot_seconds": pilot_seconds,
             "usual_seconds": GIVEN * self._seconds(USUAL),
         }
-        for name, price in {"given": given, "spare": spare}.items():
+        for name, price, pilot in (("given", given, given_pilot), ("spare", spare, spare_pilot)):
             left, seconds = self._sampling(price), self._seconds(price)
             needed = GIVEN if name == "given" else (variance + left) / target
             row |= {
                 f"{name}_permutations": price.permutations,
                 f"{name}_by": price.by,
                 f"{name}_images": needed,
-                f"{name}_seconds": needed * seconds + pilot_seconds,
+                f"{name}_pilot_seconds": pilot,
+                f"{name}_seconds": needed * seconds + pilot,
                 f"{name}_error": math.sqrt((variance + left) / needed / target),
             }
         row |= self._loop(variance, target) | self._peers(variance, target)
         row |= self._coverage(every)
         return row
+
+    def _pilot(self, images: Sequence[int], to_spare: bool) -> tuple[float, Price]:
+        """Seconds, and the price that was chosen."""
+        network = self.network
+        seconds, found = timed(
+            lambda: try_images(
+                self.split,
+                network.images[list(images)],
+                network.labels[list(images)],
+                [network.image_ids[i] for i in images],
+                self.score,
+                to_spare=to_spare,
+            )
+        )
+        option = found.best() if to_spare else found.least(GIVEN, None)
+        return seconds, option.price
 
     def _sampling(self, price: Price) -> float:
         """V: mean over units and images of an image's own sampling variance."""
@@ -360,6 +370,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(IMAGES), choices=list(IMAGES))
     parser.add_argument("--groups", nargs="+", help="patterns; default: all, of ResNet-56 some")
     parser.add_argument("--images", type=int, default=1200, help="that stand for all")
+    parser.add_argument("--exact-max-players", type=int, default=Score().exact_max_players)
     parser.add_argument("--tables", action="store_true", help="only print tables of what is there")
     parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
     options = parser.parse_args()
@@ -369,7 +380,7 @@ def main() -> None:
         for name in options.networks:
             network = load(name, options.images, images=IMAGES[name])
             for group in selected(network, options.groups or GROUPS.get(name, ("*",))):
-                row = GroupTotals(network, group).row()
+                row = GroupTotals(network, group, options.exact_max_players).row()
                 merge(PATH, [row], KEYS)
                 print(row, flush=True)
     text = table()

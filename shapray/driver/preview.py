@@ -18,6 +18,7 @@ from shapray.errors import JobError
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import duration, size
 
+MUCH = 0.5  # of the scoring in exact images: then it is said how to have fewer of them
 WORKERS = (1, 2, 4, 8, 16, 64, 256)
 TIMED_FOR_AUTO = (2, 4, 8)
 TIMED_PERMUTATIONS = (2, 4, 8, 16, 64, 256)  # for a budget; the others are interpolated
@@ -116,6 +117,13 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
         console.print(
             "errors: of a score, relative to the spread of the group's scores, by a look at "
             f"{n_piloted} images, so roughly; " + in_words(median(certainties), prediction.n_images)
+        )
+    spent = prediction.worker_seconds("score")
+    exact = sum(group.exact_seconds for group in prediction.groups)
+    if job.score.estimator == "hybrid" and exact > MUCH * spent:
+        console.print(
+            f"{exact / spent:.0%} of the scoring goes into images whose values are exact; a lower "
+            f"score.exact_max_players ({job.score.exact_max_players}) samples them"
         )
     excluded = [group for group in planned.groups if group.reason is not None]
     if excluded:

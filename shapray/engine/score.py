@@ -138,17 +138,22 @@ def try_images(
     labels: Tensor | None,
     ids: Sequence[str],
     scoring: Scoring,
+    *,
+    to_spare: bool,
 ) -> Pilot:
     """What some of a group's images, spread over all there are, tell of the price of sampling.
 
     Arguments and errors as of `score_images`.
+
+    Args:
+        to_spare: see `pilot`.
     """
     sampled = _OfPilot(value=scoring.value, seed=scoring.seed)
 
     def draw(price: Price) -> list[Estimate]:
         return score_images(split, images, labels, ids, sampled, price, range(len(ids)))
 
-    return pilot(draw, scoring, Cost(split.head_macs, split.tail_macs))
+    return pilot(draw, scoring, Cost(split.head_macs, split.tail_macs), to_spare=to_spare)
 
 
 @dataclass(frozen=True)

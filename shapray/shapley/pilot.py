@@ -111,7 +111,7 @@ class Pilot:
         Sampling adds at most `ADDED_ERROR` to the error that the images make; more where the target
         of the total error is met so, and less where it is met only so.
         """
-        allowed = ((1 + ADDED_ERROR) ** 2 - 1) * self.variance
+        allowed = self._allowed
         if target is not None:
             left = n_images * target**2 * self.spread - self.variance
             if left > 0:  # else nothing that sampling could do meets it
@@ -121,12 +121,23 @@ class Pilot:
             return min(self.options, key=lambda option: option.variance)
         return min(enough, key=lambda option: option.cost)
 
+    def suffices(self) -> bool:
+        """Whether some option adds no more than it may to the error of images that are given."""
+        return min(option.variance for option in self.options) <= self._allowed
+
+    @property
+    def _allowed(self) -> float:
+        """Variance of the sampling that adds as much as it may."""
+        return ((1 + ADDED_ERROR) ** 2 - 1) * self.variance
+
     def best(self) -> Option:
         """The price of the least total error for what it costs, with images to spare."""
         return min(self.options, key=lambda o: o.cost * (self.variance + o.variance))
 
 
-def pilot(draw: Callable[[Price], list[Estimate]], sampling: Sampling, cost: Cost) -> Pilot:
+def pilot(
+    draw: Callable[[Price], list[Estimate]], sampling: Sampling, cost: Cost, *, to_spare: bool
+) -> Pilot:
     """Sample some images as cheaply as their own error can be told, then at higher prices while the
     sampling's error is not small beside the images'.
 
@@ -134,6 +145,8 @@ def pilot(draw: Callable[[Price], list[Estimate]], sampling: Sampling, cost: Cos
         draw: estimates of images that are spread over all there are, all of them sampled.
         sampling: of the job: which images would be exact.
         cost: of the network.
+        to_spare: there are more images than will be taken; then pairs are tried only while they
+            could be the best way to spend on more images.
     """
     drawn = [Price(4, "permutations")]
     found = draw(drawn[0])
@@ -165,10 +178,12 @@ def pilot(draw: Callable[[Price], list[Estimate]], sampling: Sampling, cost: Cos
         for n in numbers
     ]
     for n in numbers[1:]:
-        allowed = ((1 + ADDED_ERROR) ** 2 - 1) * variance
-        enough = [one.cost for one in options if one.variance <= allowed]
-        untried = option(Price(n), np.zeros(len(n_active)))
-        if enough and min(enough) <= untried.cost:
+        untried = option(Price(n), np.zeros(len(n_active)))  # it leaves more than nothing
+        so_far = Pilot(variance, spread, tuple(options), ())
+        with_it = Pilot(variance, spread, (*options, untried), ())
+        if to_spare and with_it.best() is not untried:
+            break
+        if not to_spare and so_far.suffices() and with_it.least(1, None) is not untried:
             break
         found = draw(untried.price)
         drawn.append(untried.price)

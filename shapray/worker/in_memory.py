@@ -75,7 +75,8 @@ class InMemoryWorker:
         labels = None if self.images.labels is None else self.images.labels[here]
         ids = [self.images.ids[i] for i in here]
         split = self.scorer.split(task.group, task.precision)
-        found = try_images(split, self.images.pixels[here], labels, ids, self.score_section)
+        pixels, score = self.images.pixels[here], self.score_section
+        found = try_images(split, pixels, labels, ids, score, to_spare=False)
         return Piloted(task, found)
 
     def score(self, task: ScoreTask) -> Rows:

@@ -24,4 +24,5 @@ def pilot_on(setup: Setup, split: NetworkSplit, images: Sequence[int]) -> Pilot:
     pixels = torch.cat([calibration.load(i, i + 1) for i in images])
     labels = None if calibration.labels is None else calibration.labels[list(images)]
     ids = [calibration.ids[i] for i in images]
-    return try_images(split, pixels, labels, ids, setup.job.score)
+    to_spare = setup.job.data.calibration.limit == "auto"
+    return try_images(split, pixels, labels, ids, setup.job.score, to_spare=to_spare)

@@ -43,14 +43,16 @@ class Images(FunctionGame):
         return (alone + self.within * torch.sin(3 * kept @ self.weights))[:, None]
 
 
-def tried(game: FunctionGame, sampling: Sampling = HYBRID, seed: int = 0) -> Pilot:
+def tried(
+    game: FunctionGame, sampling: Sampling = HYBRID, seed: int = 0, to_spare: bool = False
+) -> Pilot:
     n_images = len(game.active)
     seeds = [1000 * seed + image for image in range(n_images)]
 
     def draw(price: Price):
         return estimate(game, Settings(permutations=price.permutations), seeds, by=price.by)
 
-    return pilot(draw, sampling, COST)
+    return pilot(draw, sampling, COST, to_spare=to_spare)
 
 
 def test_both_variances_are_found_without_bias():
@@ -129,3 +131,9 @@ def test_one_image_of_several_tells_the_error_of_a_single_pair():
     assert [price.of(image) for image in range(6)] == [4, 2, 2, 2, 4, 2]
     assert [Price(2).of(image) for image in range(3)] == [2, 2, 2]
     assert Price(8, told_every=4).of(0) == 8
+
+
+def test_with_images_to_spare_nothing_is_tried_that_could_not_be_best():
+    game = Images(14, 16, between=1.0, within=0.6)
+    assert tried(game, to_spare=True).drawn == (Price(4, "permutations"),)
+    assert len(tried(game).drawn) > 1  # of images that are given sampling is to add little
