@@ -134,6 +134,6 @@ def test_one_image_of_several_tells_the_error_of_a_single_pair():
 
 
 def test_with_images_to_spare_nothing_is_tried_that_could_not_be_best():
-    game = Images(14, 16, between=1.0, within=0.6)
+    game = Images(14, 16, between=1.0, within=1.0)
     assert tried(game, to_spare=True).drawn == (Price(4, "permutations"),)
     assert len(tried(game).drawn) > 1  # of images that are given sampling is to add little
