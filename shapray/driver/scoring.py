@@ -92,7 +92,11 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
     if pricing.is_piloted(score, n_images):
         images = pricing.pilot_images(setup.calibration.labels, n_images)
         tasks = pricing.pilot_tasks(missing, planned.tail_macs, images, precision)
-        stop_if_failed("pilot", crew.do("pilot", tasks, receive), record)
+        for failure in crew.do("pilot", tasks, receive):  # the group's own tasks will say it, too
+            crew.console.print(
+                f"{failure.task} is the usual one, {pricing.USUAL.permutations} permutations: "
+                f"{failure.message}"
+            )
     if to_spare:
         n_first = min(n_images, rounded(FIRST_IMAGES, setup.job.cluster.images_per_task))
         found = {name: replace(one, n_images=n_first) for name, one in found.items()}
