@@ -248,6 +248,11 @@ def prepared(
     """
     with named_as_arguments():
         asked, cluster = sections(groups, workers, settings)
+        if asked.target_error is not None and asked.permutations != "auto":
+            raise ValueError(
+                f"target_error: {asked.target_error:g}, and there is nothing to meet it with: "
+                f"permutations is {asked.permutations}; auto chooses them"
+            )
         held = in_memory(images, labels, ids, asked)
         copied = scorable(model)
         few = held.pixels[:CHECK_IMAGES]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+import pyarrow.compute as pc
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -24,7 +25,6 @@ from shapray.driver.fingerprint import (
 )
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
-from shapray.driver.prices import read_prices
 from shapray.driver.record import earlier_run, now
 from shapray.driver.scoring import nothing_failed
 from shapray.errors import JobError
@@ -62,7 +62,7 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     there, here = earlier.parts, fingerprint_parts(inputs, earlier.precision)
     check_same_job(of_network_and_images(there), of_network_and_images(here), store.shown)
     if job.data.calibration.limit == "auto":  # the others took part in nothing
-        n_images = max(found.n_images for found in read_prices(store).values())
+        n_images = pc.max(store.read_table(names.SCORES)["n_images"]).as_py()
         inputs = replace(inputs, calibration=inputs.calibration.first(n_images))
     planned = plan(inputs)
     scored = set(store.read_table(names.SCORES)["group"].to_pylist())

@@ -9,6 +9,8 @@ from shapray.errors import JobError
 from shapray.text import duration
 from shapray.worker.costs import MAX_PERMUTATIONS, MIN_PERMUTATIONS
 
+TELLING_PERMUTATIONS = 4  # a single pair tells no error of the sampling
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -29,11 +31,12 @@ def choices(forecast: Forecast) -> list[Choice]:
     setup = forecast.planned.setup
     n_all, step = len(setup.calibration), setup.job.cluster.images_per_task
     fewer: list[Choice] = []
+    fewest = MIN_PERMUTATIONS
     if setup.job.data.calibration.limit == "auto":
+        fewest = TELLING_PERMUTATIONS
         numbers = range(rounded(FIRST_IMAGES, step), n_all, step)
-        fewer = [Choice(n, MIN_PERMUTATIONS) for n in numbers]
-    numbers = range(MIN_PERMUTATIONS, MAX_PERMUTATIONS + 1, 2)
-    return [*fewer, *(Choice(n_all, n) for n in numbers)]
+        fewer = [Choice(n, fewest) for n in numbers]
+    return [*fewer, *(Choice(n_all, n) for n in range(fewest, MAX_PERMUTATIONS + 1, 2))]
 
 
 def fitting(forecast: Forecast, budget: float) -> tuple[Choice, Prediction, Choice | None]:

@@ -15,7 +15,7 @@ class Certainty:
     """Errors of a group's scores (`mean`), root mean square over its units, relative to the spread
     of the scores: their standard deviation over the units, without what the errors add to it.
 
-    Infinite where the spread is not to be seen beside the errors, NaN where an error is not known.
+    Infinite where the spread is not to be seen beside an error, NaN where an error is not known.
 
     Attributes:
         total: against the mean over all images that the calibration images were drawn from.
@@ -41,16 +41,15 @@ class Certainty:
     def of_squares(spread: float, total: float, images: float, sampling: float) -> "Certainty":
         """From squares of errors, and of the spread."""
         if spread <= 0:
-            known = [math.nan if math.isnan(one) else math.inf for one in (total, images, sampling)]
-            return Certainty(*known)
+            return Certainty(*(one * math.inf if one else 0.0 for one in (total, images, sampling)))
         return Certainty(*(math.sqrt(one / spread) for one in (total, images, sampling)))
 
 
 def median(of: Sequence[Certainty]) -> Certainty:
-    """Of all groups, each error by itself; a group where it is not known takes no part."""
-    columns = ([getattr(one, name) for one in of] for name in ("total", "images", "sampling"))
-    known = ([value for value in column if not math.isnan(value)] for column in columns)
-    return Certainty(*(float(np.median(column)) if column else math.nan for column in known))
+    """That of the group in the middle by the total error; groups where it is not known take no
+    part."""
+    known = sorted((one for one in of if not math.isnan(one.total)), key=lambda one: one.total)
+    return known[(len(known) - 1) // 2] if known else Certainty(math.nan, math.nan, math.nan)
 
 
 def in_words(found: Certainty, n_images: int) -> str:
@@ -58,22 +57,22 @@ def in_words(found: Certainty, n_images: int) -> str:
     if math.isnan(found.total):
         return "one image tells nothing of the choice of the images"
     if math.isnan(found.sampling):
-        return "how much of it is the sampling's is not known: score.permutations: 4 would tell"
+        return "how much of it is the sampling's is not known: more than 2 permutations would tell"
     squares = found.images**2, found.sampling**2
-    if math.isinf(found.total) or squares[0] >= DOMINATES**2 * squares[1]:
+    if math.isinf(found.total):
+        return "the scores do not differ by more than their errors; more images would tell"
+    if squares[0] >= DOMINATES**2 * squares[1]:
         return (
-            f"nearly all of it is the choice of these {n_images:,} images: more images lower it "
-            "(data.calibration.limit), more permutations would not"
+            f"nearly all of it is the choice of these {n_images:,} images: more images lower it, "
+            "more permutations would not"
         )
     if squares[1] >= DOMINATES**2 * squares[0]:
-        return "most of it is the sampling's: more permutations lower it (score.permutations)"
-    return (
-        "more images (data.calibration.limit) and more permutations (score.permutations) lower it"
-    )
+        return "most of it is the sampling's: more permutations lower it"
+    return "both more images and more permutations lower it"
 
 
 def percent(error: float) -> str:
     """An error relative to a spread, for a table."""
     if math.isnan(error):
         return "not known"
-    return "> 100%" if error > 1 else f"{error:.1%}"
+    return "not seen" if math.isinf(error) else f"{error:.1%}"

@@ -77,7 +77,8 @@ class Cutting:
 
     @property
     def made_of(self) -> str:
-        return made_of(self.fingerprint, self.planned.setup.job.cluster)
+        setup = self.planned.setup
+        return made_of(self.fingerprint, setup.job.cluster, len(setup.calibration))
 
     def with_criteria(
         self, scores: pa.Table, on_column: Callable[[pa.Table], None] = lambda table: None

@@ -24,14 +24,15 @@ _MADE_OF = b"shapray.made_of"
 _UNITS = ["group", "unit"]
 
 
-def made_of(fingerprint: str, cluster: Cluster) -> str:
+def made_of(fingerprint: str, cluster: Cluster, n_images: int) -> str:
     """What criteria and losses are made of, but for what they say of themselves; the memory decides
     how many images some of them see.
 
     Args:
         fingerprint: of the scores.
+        n_images: calibration images that were taken.
     """
-    return digest([fingerprint, cluster.memory_per_worker])
+    return digest([fingerprint, cluster.memory_per_worker, n_images])
 
 
 def table_if_sound(store: RunDirectory, path: str) -> pa.Table | None:

@@ -40,6 +40,11 @@ def preview(job: Job, budget: str | None, show: bool, console: Console) -> Job:
     seconds = None if budget is None else parse_time(budget)
     if seconds is not None and job.score.estimator == "exact":
         raise JobError("--budget chooses score.permutations; score.estimator: exact draws none")
+    if seconds is not None and job.score.target_error is not None:
+        raise JobError(
+            f"--budget {budget} and score.target_error: {job.score.target_error:g} both say when "
+            "it is enough; give one of them"
+        )
     if seconds is not None and not show:
         begun = _begun_with(job)
         if begun is not None:

@@ -71,7 +71,9 @@ def is_piloted(score: Score, n_images: int) -> bool:
 
 def usual_price(score: Score) -> Price:
     """Of a group without a pilot."""
-    return USUAL if score.permutations == "auto" else Price(score.permutations)
+    if score.permutations == "auto":
+        return USUAL
+    return Price(score.permutations, "permutations" if score.permutations == 2 else "pairs")
 
 
 def pilot_images(labels: Tensor | None, n_images: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from shapray.driver.record import Record
 from shapray.driver.resume import missing_tasks, shard_reader
 from shapray.driver.tasks import inspect_tasks, score_tasks
 from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.shapley.game import NonFiniteValue
 from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
@@ -92,7 +93,10 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
     if pricing.is_piloted(score, n_images):
         images = pricing.pilot_images(setup.calibration.labels, n_images)
         tasks = pricing.pilot_tasks(missing, planned.tail_macs, images, precision)
-        for failure in crew.do("pilot", tasks, receive):  # the group's own tasks will say it, too
+        failures = crew.do("pilot", tasks, receive)
+        no_numbers = [one for one in failures if NonFiniteValue.__name__ in one.traceback]
+        stop_if_failed("pilot", [one for one in failures if one not in no_numbers], record)
+        for failure in no_numbers:  # the group's own tasks will fail of it, too, and no others
             crew.console.print(
                 f"{failure.task} is the usual one, {pricing.USUAL.permutations} permutations: "
                 f"{failure.message}"
@@ -240,16 +244,16 @@ def _say_of_target(
     target = job.score.target_error or (TARGET_ERROR if to_spare else None)
     if target is None:
         return
-    missed = {name: one for name, one in found.items() if not one.total <= target}
+    missed = {name: one for name, one in found.items() if one.total > target}
     if not missed:
         return
     worst = max(missed, key=lambda name: missed[name].total)
     needed = prices[worst].n_images * (missed[worst].total / target) ** 2
-    about = f"about {needed:,.0f} images" if math.isfinite(needed) else "more images than are told"
+    about = f"about {needed:,.0f} images" if math.isfinite(needed) else "nobody knows how many"
     crew.console.print(
         f"score.target_error: {target:g} is met by {len(found) - len(missed)} of {len(found)} "
         f"groups with the {n_images:,} calibration images there are; {worst} is at "
-        f"{percent(missed[worst].total)} of the spread of its scores and would take {about}"
+        f"{percent(missed[worst].total)} of the spread of its scores; to meet it takes {about}"
     )
 
 
@@ -277,13 +281,14 @@ def _aggregate(
 ) -> tuple[summary.Totals, dict[str, Certainty]]:
     """The score tables, and what they are worth."""
     totals = summary.Totals()
+    n_images = max(task.last for task in tasks)
     with record.stage("aggregate"):
         tables = _tables(planned, tasks, totals.add)
         store = planned.setup.store
         scores = with_kept_criteria(
             pa.concat_tables([scores for scores, _ in tables.values()]),
             table_if_sound(store, names.SCORES),
-            made_of(record.content["fingerprint"], planned.setup.job.cluster),
+            made_of(record.content["fingerprint"], planned.setup.job.cluster, n_images),
         )
         store.publish_table(names.SCORES, [scores], scores.schema)
         if planned.setup.calibration.labels is not None:
@@ -311,11 +316,18 @@ def _tables(
             on_shard(shard)
             yield shard
 
-    balanced = planned.setup.calibration.balanced
+    calibration, limit = planned.setup.calibration, planned.setup.job.data.calibration.limit
+
+    def balanced(group: str) -> bool:
+        """Of all images there are nobody has fixed how many are of each label."""
+        taken = by_group[group][-1].last
+        return calibration.balanced and (limit != "auto" or taken < len(calibration))
+
     try:
         return {
-            group.name: aggregate_group(group.name, group.n_units, shards(group.name), balanced)
+            name: aggregate_group(name, group.n_units, shards(name), balanced(name))
             for group in planned.setup.groups
+            for name in [group.name]
         }
     except UnsoundShard as error:
         raise StorageError(

@@ -36,12 +36,13 @@ class _Sums:
         self.n_exact += int(shard.exact[rows].sum())
 
     def columns(
-        self, group: str, strata: Iterable["_Sums"] = ()
+        self, group: str, strata: Iterable["_Sums"] = (), like: "_Sums | None" = None
     ) -> dict[str, pa.Array | np.ndarray]:
         """Of a score table.
 
         Args:
             strata: sums of the parts of the images whose numbers were fixed before the draw.
+            like: of more images, see `Noise.totals`.
         """
         n_units, n = len(self.n_active), self.n
         parts = list(strata)
@@ -51,7 +52,7 @@ class _Sums:
             sum((part.n / n) ** 2 * spread(part).variance / part.n for part in parts)
             for spread in (lambda sums: sums.value, lambda sums: sums.absolute)
         )
-        noise, noise_of_absolute, lift = self.noise.totals()
+        noise, noise_of_absolute, lift = self.noise.totals(like.noise if like else None)
         of_mean = errors(variance, np.sqrt(noise) / n)
         of_mean_abs = errors(of_absolute, np.sqrt(noise_of_absolute) / n)
         found = {
@@ -128,9 +129,9 @@ def aggregate_group(
             by_label.setdefault(label, _Sums(n_units)).add(shard, rows)
     assert overall.n, group
     classes = [
-        pa.table({**by_label[label].columns(group), "label": np.full(n_units, label)}).select(
-            CLASS_SCORES.names
-        )
+        pa.table(
+            {**by_label[label].columns(group, like=overall), "label": np.full(n_units, label)}
+        ).select(CLASS_SCORES.names)
         for label in sorted(by_label)
     ]
     labelled = sum(sums.n for sums in by_label.values()) == overall.n

@@ -86,14 +86,24 @@ class Noise:
         single = np.where(telling, error, 0.0) * np.sqrt(n_pairs)[:, None]
         self._of_single_pairs += _effects(value, single)
 
-    def totals(self) -> np.ndarray:
+    def totals(self, like: "Noise | None" = None) -> np.ndarray:
         """(3, n_units), sums over the images: variance of the value, variance of its absolute, and
-        how much the noise lifts the absolute; NaN where nothing is known of some image."""
+        how much the noise lifts the absolute; NaN where nothing is known of some image.
+
+        Args:
+            like: of more images, which stand for these where none of these tells.
+        """
+        if like is not None and not self._n_telling.any():
+            return self._own + like._unknown(self._n_unknown)
+        return self._own + self._unknown(self._n_unknown)
+
+    def _unknown(self, n_images: np.ndarray) -> np.ndarray:
+        """The same of so many images of each unit that do not know their error."""
         with np.errstate(invalid="ignore", divide="ignore"):
             of_all = self._of_single_pairs.sum(axis=1, keepdims=True) / self._n_telling.sum()
             each = self._of_single_pairs / self._n_telling
         each = np.where(self._n_telling > 0, each, of_all)  # a unit that no telling image activates
-        return self._own + np.where(self._n_unknown > 0, self._n_unknown * each, 0.0)
+        return np.where(n_images > 0, n_images * each, 0.0)
 
 
 def errors(variance: np.ndarray, sampling: np.ndarray) -> Errors:

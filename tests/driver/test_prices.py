@@ -63,6 +63,7 @@ def test_images_are_taken_until_the_error_is_met(tmp_path, memory, capsys):
     assert f"{len(before)} of {len(before)} shards are there already" in said
     assert "pilot" not in said
     assert {path: memory.read(path) for path in list_shards(memory)} == before
+    memory.fs.rm(f"{memory.root}/prices.parquet")
     assert prune_main([OUTPUT, "prune.ratio=0.3", "--name", "again"]) == 0
 
 
@@ -76,6 +77,10 @@ def test_a_target_that_is_missed_is_told_with_what_would_meet_it(tmp_path, memor
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        (
+            ["score.target_error=0.1", "--budget", "1h"],
+            "--budget 1h and score.target_error: 0.1 both say when it is enough",
+        ),
         (
             ["score.target_error=0.1", "score.permutations=8"],
             "score.permutations is 8 and data.calibration.limit is 24; set one of them to auto",

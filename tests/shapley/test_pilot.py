@@ -126,11 +126,18 @@ def test_with_images_to_spare_cost_times_error_is_least():
     assert dear.best().price == Price(8)
 
 
-def test_one_image_of_several_tells_the_error_of_a_single_pair():
-    price = Price(2, "permutations", told_every=4)
-    assert [price.of(image) for image in range(6)] == [4, 2, 2, 2, 4, 2]
-    assert [Price(2).of(image) for image in range(3)] == [2, 2, 2]
-    assert Price(8, told_every=4).of(0) == 8
+@pytest.mark.parametrize("n_labels", [1, 2, 3, 10, 16, 32])
+def test_some_images_of_every_label_tell_the_error_of_a_single_pair(n_labels):
+    """Labels take turns where a job takes its images."""
+    price = Price(2, "permutations", told_every=16)
+    n = 64 * n_labels
+    told = np.array([price.of(image) == 4 for image in range(n)])
+    assert abs(told.sum() - n / 16) <= 3
+    by_label = np.bincount(np.arange(n)[told] % n_labels, minlength=n_labels)
+    assert (by_label > 0).mean() > 0.8
+    assert {price.of(image) for image in range(n)} == {2, 4}
+    assert {Price(2).of(image) for image in range(n)} == {2}
+    assert Price(8, told_every=16).of(0) == 8
 
 
 def test_with_images_to_spare_nothing_is_tried_that_could_not_be_best():
