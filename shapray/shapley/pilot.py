@@ -8,6 +8,7 @@ how much has to be tried.
 Costs are multiply-adds, not seconds: the same job chooses the same prices.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,6 @@ ADDED_ERROR = 0.1  # that sampling may add to the error that the images make
 LEAST_SHARE = 0.02  # of the images' variance: less of the sampling's is worth nothing
 MOST_PERMUTATIONS = 64
 TOLD_EVERY = 16  # one image of so many is sampled twice as often where one draw tells no error
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it fill a circle evenly
 # In multiply-adds of a convolution that take as long on a processor:
 IMAGE_COST = 1.5e7  # to read an image and to write its row
 COALITION_COST = 3e4  # around the network
@@ -46,9 +46,10 @@ class Price:
         """Permutations of an image, by its place among all."""
         if self.permutations != 2 or self.told_every is None:
             return self.permutations
-        # evenly, but not in step with labels that take turns
-        told = image * _GOLDEN % 2**64 < 2**64 // self.told_every
-        return 4 if told else 2
+        # one of every so many, in a place that a hash chooses: labels may take turns
+        block, place = divmod(image, self.told_every)
+        digest = hashlib.sha256(str(block).encode()).digest()
+        return 4 if place == int.from_bytes(digest) % self.told_every else 2
 
 
 USUAL = Price(8)
