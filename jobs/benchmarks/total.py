@@ -248,11 +248,9 @@ class GroupTotals:
             drawn, rest = self._scores(found, order[:GIVEN]), self._scores(found, order[GIVEN:])
             for name in ("mean", "mean_abs"):
                 counts[name].append(_covered(drawn, rest, name))
-            by_label = _balanced(self.network.labels.numpy(), random)
-            chosen = np.zeros(n, bool)
-            chosen[by_label] = True
-            drawn = self._scores(found, np.flatnonzero(chosen), balanced=True)
-            rest = self._scores(found, np.flatnonzero(~chosen), balanced=True)
+            chosen, others = _balanced(self.network.labels.numpy(), random)
+            drawn = self._scores(found, chosen, balanced=True)
+            rest = self._scores(found, others, balanced=True)
             counts["balanced"].append(_covered(drawn, rest, "mean"))
         return {f"covered_{name}": float(np.mean(shares)) for name, shares in counts.items()}
 
@@ -273,12 +271,13 @@ def _covered(drawn: pa.Table, rest: pa.Table, name: str) -> float:
     return float((apart <= 2 * errors).mean())
 
 
-def _balanced(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A draw of as many images of every label."""
-    classes = np.unique(labels)
-    each = GIVEN // len(classes)
-    return np.concatenate(
-        [random.permutation(np.flatnonzero(labels == label))[:each] for label in classes]
+def _balanced(labels: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A draw of as many images of every label, and of the others as many of every label again."""
+    of_labels = [random.permutation(np.flatnonzero(labels == one)) for one in np.unique(labels)]
+    each, least = GIVEN // len(of_labels), min(map(len, of_labels))
+    return (
+        np.concatenate([images[:each] for images in of_labels]),
+        np.concatenate([images[each:least] for images in of_labels]),
     )
 
 
