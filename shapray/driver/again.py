@@ -18,11 +18,7 @@ from shapray.credentials import is_hidden
 from shapray.driver import summary
 from shapray.driver.crew import Crew
 from shapray.driver.cutting import Cutting
-from shapray.driver.fingerprint import (
-    check_same_job,
-    fingerprint_parts,
-    of_network_and_images,
-)
+from shapray.driver.fingerprint import check_same_job, comparable, fingerprint_parts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
 from shapray.driver.record import earlier_run, now
@@ -60,7 +56,7 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     earlier = earlier_run(store)
     assert earlier is not None
     there, here = earlier.parts, fingerprint_parts(inputs, earlier.precision)
-    check_same_job(of_network_and_images(there), of_network_and_images(here), store.shown)
+    check_same_job(comparable(there, here), comparable(here, there), store.shown)
     if job.data.calibration.limit == "auto":  # the others took part in nothing
         n_images = pc.max(store.read_table(names.SCORES)["n_images"]).as_py()
         inputs = replace(inputs, calibration=inputs.calibration.first(n_images))

@@ -32,9 +32,10 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     }
 
 
-def of_network_and_images(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a fingerprint that say what was scored, without those that say how."""
-    return {key: value for key, value in parts.items() if key.startswith(("model.", "data."))}
+def comparable(parts: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a fingerprint that tell two jobs apart, by whatever version each was written."""
+    versions = {"table_format", "sampling_version"}
+    return {key: parts[key] for key in parts.keys() & others.keys() - versions}
 
 
 def check_same_job(found: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.schemas import SHARD
 
-N_DRAWS, N_UNITS = 300, 4
+N_DRAWS, N_UNITS = 150, 4
 KNOWN = [3.0, 0.0, -1.0, 0.3]  # means of the units' values over the population
 
 
