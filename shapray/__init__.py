@@ -5,9 +5,10 @@ Start with `compress`, or with `score` for its parts; `load_pruned` reads what a
 
 from importlib.metadata import version
 
-from shapray.api import Quality, Scores, evaluate, score
+from shapray.api import Scores, score
 from shapray.compression import compress, plan, prune, repair
 from shapray.pruning.saved import load_pruned
+from shapray.quality import Quality, evaluate
 
 __all__ = [
     "Quality",

@@ -1,14 +1,13 @@
-"""The public functions that score a network's units and measure a network.
+"""The public function that scores a network's units.
 
-They go through the same code as the command, without a job file, a folder or, unless workers are
+It goes through the same code as the command, without a job file, a folder or, unless workers are
 asked for, Ray. Arguments have the names of the job file's keys, without their section.
 """
 
-import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,10 +19,7 @@ from torch import Tensor, nn
 from shapray.arguments import (
     about,
     in_memory,
-    labels_of,
     named_as_arguments,
-    network_of,
-    pixels_of,
     scorable,
     sections,
     without_sections,
@@ -31,11 +27,10 @@ from shapray.arguments import (
 from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
 from shapray.config import Cluster, Score
-from shapray.driver import prices as pricing
 from shapray.driver.console import PlainConsole
 from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
-from shapray.driver.prices import GroupPrice
+from shapray.driver.prices import chosen, is_piloted
 from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.choose import choose_groups
@@ -44,12 +39,13 @@ from shapray.network.consumers import count_active
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import probe
-from shapray.pruning.evaluate import IMAGES_AT_ONCE, Interval, count_macs, joined, tally
+from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.shapley.estimators import check_enumerable
+from shapray.shapley.pilot import FEWEST_IMAGES
 from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
 from shapray.worker.in_memory import ImagesInMemory, InMemoryWorker, Rows
-from shapray.worker.tasks import Piloted, PrecisionTask
+from shapray.worker.tasks import PrecisionTask
 
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
@@ -86,34 +82,6 @@ class Scores:
             f"Scores of {self.scores.num_rows} units in {n_scored} of {self.groups.num_rows} "
             f"groups, from {n_images} images"
         )
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How good and how big a network is.
-
-    Attributes:
-        top1: share of the images whose largest output is the label's.
-        top1_interval: 95 % of it, low and high (Wilson's).
-        top5: share of the images whose label is among the five largest; None below six classes.
-        per_class: top1 of every class's images, None where there are none.
-        loss: mean cross-entropy in nats.
-        loss_interval: 95 % of it, from the images' spread; None where that is not known (a single
-            image, a loss that is not finite).
-        parameters: shared ones once.
-        multiply_adds: for one image, of convolutions and matrix products.
-        n_images: that it was measured on.
-    """
-
-    top1: float
-    top1_interval: Interval
-    top5: float | None
-    per_class: tuple[float | None, ...] = field(repr=False)
-    loss: float
-    loss_interval: Interval | None
-    parameters: int
-    multiply_adds: int
-    n_images: int
 
 
 def score(
@@ -200,7 +168,16 @@ class Prepared:
             stack.enter_context(_threads_kept())
             pool = stack.enter_context(open_pool(make, cluster, in_process=self.in_process))
             precision = _precision(pool, asked)
-            prices = self._prices(pool, precision)
+            prices, failures = chosen(
+                scored,
+                self.tail_macs,
+                self.images.labels,
+                len(self.images),
+                asked,
+                precision,
+                functools.partial(pool.run, "pilot"),
+            )
+            _nothing_failed(failures)
             tasks = group_tasks(
                 scored, self.tail_macs, self.n_active, prices, asked, cluster, precision
             )
@@ -213,22 +190,6 @@ class Prepared:
 
                 _nothing_failed(pool.run("score", tasks, receive, shown.show))
         return _tables(self.groups, self.tail_macs, scored, rows, balanced)
-
-    def _prices(self, pool: Pool, precision: str) -> dict[str, GroupPrice]:
-        """What each group's images are sampled at, by a pilot where the job leaves it open."""
-        n_images, asked = len(self.images), self.asked
-        usual = GroupPrice(pricing.usual_price(asked), n_images)
-        prices = {group.name: usual for group in self.scored}
-        if pricing.is_piloted(asked, n_images):
-            places = pricing.pilot_images(self.images.labels, n_images)
-            tasks = pricing.pilot_tasks(self.scored, self.tail_macs, places, precision)
-
-            def receive(piloted: Piloted) -> None:
-                found = pricing.by_pilot(asked, piloted.pilot, n_images, to_spare=False)
-                prices[piloted.task.group] = found
-
-            _nothing_failed(pool.run("pilot", tasks, receive))
-        return prices
 
 
 def prepared(
@@ -248,12 +209,13 @@ def prepared(
     """
     with named_as_arguments():
         asked, cluster = sections(groups, workers, settings)
-        if asked.target_error is not None and asked.permutations != "auto":
+        held = in_memory(images, labels, ids, asked)
+        if asked.target_error is not None and not is_piloted(asked, len(held)):
             raise ValueError(
                 f"target_error: {asked.target_error:g}, and there is nothing to meet it with: "
-                f"permutations is {asked.permutations}; auto chooses them"
+                f"estimator is {asked.estimator}, permutations is {asked.permutations}; auto "
+                f"chooses them for {FEWEST_IMAGES} images or more, found {len(held)}"
             )
-        held = in_memory(images, labels, ids, asked)
         copied = scorable(model)
         few = held.pixels[:CHECK_IMAGES]
         n_classes = about("model", lambda: probe(copied, few))
@@ -275,47 +237,6 @@ def prepared(
             names = [group.name for group in scored]
             about("estimator", lambda: check_enumerable(n_active, held.ids, names))
     return Prepared(copied, held, asked, cluster, workers is None, checked, tail_macs, n_active)
-
-
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -> Quality:
-    """Accuracy, loss and size of a network, in eval mode, on the device where it lies.
-
-    Args:
-        model: left as it is.
-        images: (n, channels, height, width), not those that it was scored on.
-        labels: (n,) integers from 0.
-    Raises:
-        ValueError: an argument is wrong; names it.
-    """
-    network, pixels = copy.deepcopy(network_of(model)).eval(), pixels_of(images)
-    targets = labels_of(labels, len(pixels))
-    if targets is None:
-        raise ValueError("labels: None, and accuracy is measured with them")
-    own = like(network)
-    pixels, example = pixels.to(own.dtype), pixels[:1].to(own)
-    n_classes = about("images", lambda: probe(network, example))
-    with named_as_arguments():
-        check_labels(targets, [str(i) for i in range(len(pixels))], n_classes, "labels")
-    slices = zip(pixels.split(IMAGES_AT_ONCE), targets.split(IMAGES_AT_ONCE))
-    found = joined(tally(network, part, of_part, own.device) for part, of_part in slices)
-    parameters, multiply_adds = count_macs(network, example)
-    return Quality(
-        top1=found.top1,
-        top1_interval=found.top1_interval,
-        top5=found.top5,
-        per_class=found.per_class,
-        loss=found.loss,
-        loss_interval=found.loss_interval,
-        parameters=parameters,
-        multiply_adds=multiply_adds,
-        n_images=found.n,
-    )
-
-
-def like(network: nn.Module) -> Tensor:
-    """A tensor of the type and on the device that a network's images are to have."""
-    tensors = [*network.parameters(), *network.buffers(), torch.zeros(())]
-    return next(tensor for tensor in tensors if tensor.is_floating_point())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shapray.api import Prepared, Scores, like, prepared, score
+from shapray.api import Prepared, Scores, prepared, score
 from shapray.arguments import (
     about,
     kind_of,
@@ -45,6 +45,7 @@ from shapray.pruning.rounds import (
     sizes_on_the_way,
 )
 from shapray.pruning.sizes import Sizes
+from shapray.quality import like
 
 CHOOSING = (
     "macs",

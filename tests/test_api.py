@@ -112,7 +112,7 @@ def test_without_labels(digits):
     ("changes", "message"),
     [
         ({"permutations": 7}, "^permutations is 7; .* must be even"),
-        ({"target_error": 0.1}, "^target_error: 0.1, and .* permutations is 2; auto chooses them"),
+        ({"target_error": 0.1}, "^target_error: 0.1, and .* permutations is 2; auto chooses"),
         ({"permutation": 8}, "^permutation: no such argument; there are value, estimator"),
         ({"value": "accuracy"}, "^value: expected one of neg_cross_entropy"),
         ({"groups": "layer*"}, r"^groups: \['layer\*'\] leaves no group to score"),

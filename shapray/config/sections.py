@@ -161,12 +161,14 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _the_target_can_be_met(self) -> "Job":
-        chosen = self.score.permutations == "auto" or self.data.calibration.limit == "auto"
+        sampled = self.score.permutations == "auto" and self.score.estimator != "exact"
+        chosen = sampled or self.data.calibration.limit == "auto"
         if self.score.target_error is not None and not chosen:
             raise ValueError(
                 f"score.target_error is {self.score.target_error}, and there is nothing to meet it "
-                f"with: score.permutations is {self.score.permutations} and "
+                f"with: score.estimator is {self.score.estimator}, score.permutations is "
+                f"{self.score.permutations} and "
                 f"data.calibration.limit is {self.data.calibration.limit or 'null (all images)'}; "
-                "set one of them to auto"
+                "set score.permutations or data.calibration.limit to auto"
             )
         return self

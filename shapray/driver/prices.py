@@ -5,13 +5,14 @@ A pilot looks at a few images of every group (`shapley.pilot`); what follows fro
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
 
+from shapray.cluster.pool import Failure
 from shapray.config import Score
 from shapray.driver.certainty import Certainty
 from shapray.errors import StorageError
@@ -21,7 +22,7 @@ from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import PRICES
 from shapray.worker.survey import spread
-from shapray.worker.tasks import PilotTask
+from shapray.worker.tasks import Piloted, PilotTask
 
 PILOT_IMAGES, PILOT_SHARE = 16, 8  # at most, and one of so many; but a few in any case
 FEWEST_PILOT_IMAGES = 4
@@ -82,20 +83,6 @@ def pilot_images(labels: Tensor | None, n_images: int) -> tuple[int, ...]:
     return tuple(spread(labels, n_images, n).tolist())
 
 
-def pilot_tasks(
-    groups: Sequence[Group],
-    tail_macs: Mapping[str, int],
-    images: tuple[int, ...],
-    precision: str,
-) -> list[PilotTask]:
-    """A task per group."""
-    return [
-        PilotTask(group.name, images, precision, cost)
-        for group in groups
-        for cost in [float(len(images) * group.n_units * max(1, tail_macs[group.name]))]
-    ]
-
-
 def by_pilot(score: Score, found: Pilot, n_images: int, to_spare: bool) -> GroupPrice:
     """A group's price.
 
@@ -110,6 +97,44 @@ def by_pilot(score: Score, found: Pilot, n_images: int, to_spare: bool) -> Group
 def as_asked(price: Price, found: Pilot, n_images: int) -> GroupPrice:
     """A price that was not chosen, and what a pilot says of it."""
     return GroupPrice(price, n_images, found.variance, found.sampling_at(price), found.spread)
+
+
+def chosen(
+    groups: Sequence[Group],
+    tail_macs: Mapping[str, int],
+    labels: Tensor | None,
+    n_images: int,
+    score: Score,
+    precision: str,
+    run: Callable[[Sequence[PilotTask], Callable[[Piloted], None]], list[Failure]],
+    *,
+    to_spare: bool = False,
+) -> tuple[dict[str, GroupPrice], list[Failure]]:
+    """Every group's price, by a pilot where the job leaves it open, and the pilots that failed:
+    their groups have the usual price.
+
+    Args:
+        tail_macs: multiply-adds per coalition and image of each group.
+        labels: of the calibration images.
+        n_images: that there are.
+        run: has tasks done; calls what it is given with each result.
+        to_spare: see `by_pilot`.
+    """
+    usual = GroupPrice(usual_price(score), n_images)
+    prices = {group.name: usual for group in groups}
+    if not is_piloted(score, n_images):
+        return prices, []
+    places = pilot_images(labels, n_images)
+    tasks = [
+        PilotTask(group.name, places, precision, cost)
+        for group in groups
+        for cost in [float(len(places) * group.n_units * max(1, tail_macs[group.name]))]
+    ]
+
+    def receive(piloted: Piloted) -> None:
+        prices[piloted.task.group] = by_pilot(score, piloted.pilot, n_images, to_spare)
+
+    return prices, run(tasks, receive)
 
 
 def rounded(n_images: float, images_per_task: int) -> int:

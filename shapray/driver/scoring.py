@@ -1,5 +1,6 @@
 """The units of a network scored: its images looked at, its tasks done, its tables published."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
-from shapray.worker.tasks import Piloted, Receipt, ScoreTask
+from shapray.worker.tasks import Receipt, ScoreTask
 
 PIECEMEAL = ("score", "criterion", "losses")  # whose tasks' results are kept, each for itself
 
@@ -84,23 +85,23 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
     missing = [group for group in setup.groups if group.name not in known]
     if not missing:
         return {group.name: known[group.name] for group in setup.groups}
-    found = {group.name: GroupPrice(pricing.usual_price(score), n_images) for group in missing}
-
-    def receive(piloted: Piloted) -> None:
-        of_group = pricing.by_pilot(score, piloted.pilot, n_images, to_spare)
-        found[piloted.task.group] = of_group
-
-    if pricing.is_piloted(score, n_images):
-        images = pricing.pilot_images(setup.calibration.labels, n_images)
-        tasks = pricing.pilot_tasks(missing, planned.tail_macs, images, precision)
-        failures = crew.do("pilot", tasks, receive)
-        no_numbers = [one for one in failures if NonFiniteValue.__name__ in one.traceback]
-        stop_if_failed("pilot", [one for one in failures if one not in no_numbers], record)
-        for failure in no_numbers:  # the group's own tasks will fail of it, too, and no others
-            crew.console.print(
-                f"{failure.task} is the usual one, {pricing.USUAL.permutations} permutations: "
-                f"{failure.message}"
-            )
+    found, failures = pricing.chosen(
+        missing,
+        planned.tail_macs,
+        setup.calibration.labels,
+        n_images,
+        score,
+        precision,
+        functools.partial(crew.do, "pilot"),
+        to_spare=to_spare,
+    )
+    no_numbers = [one for one in failures if NonFiniteValue.__name__ in one.traceback]
+    stop_if_failed("pilot", [one for one in failures if one not in no_numbers], record)
+    for failure in no_numbers:  # the group's own tasks will fail of it, too, and no others
+        crew.console.print(
+            f"{failure.task} is the usual one, {pricing.USUAL.permutations} permutations: "
+            f"{failure.message}"
+        )
     if to_spare:
         n_first = min(n_images, rounded(FIRST_IMAGES, setup.job.cluster.images_per_task))
         found = {name: replace(one, n_images=n_first) for name, one in found.items()}
@@ -162,6 +163,7 @@ def _score(
         "tasks_found_done": 0,
         "tasks_done": 0,
         "tasks_failed": 0,
+        "tasks_retried": 0,
         "worker_seconds": 0.0,
         "worker_seconds_evaluating": 0.0,
         "evaluations": 0,
@@ -186,7 +188,7 @@ def _do(
     missing = missing_tasks(planned, tasks, crew.console)
     entry["tasks"] += len(tasks)
     entry["tasks_found_done"] += len(tasks) - len(missing)
-    before = entry["tasks_done"]
+    before = {key: entry[key] for key in ("tasks_done", "tasks_retried")}
 
     def receive(receipt: Receipt) -> None:
         record.claim.check()
@@ -204,9 +206,9 @@ def _do(
 
     def change(shown: Meter, counts: Counts) -> None:
         entry.update(
-            tasks_done=before + counts.n_done,
+            tasks_done=before["tasks_done"] + counts.n_done,
             tasks_failed=counts.n_failed,
-            tasks_retried=counts.n_retried,
+            tasks_retried=before["tasks_retried"] + counts.n_retried,
             tasks_per_second=shown.tasks_per_second,
             seconds_left=shown.seconds_left,
             workers=counts.n_workers,

@@ -83,7 +83,11 @@ def test_a_target_that_is_missed_is_told_with_what_would_meet_it(tmp_path, memor
         ),
         (
             ["score.target_error=0.1", "score.permutations=8"],
-            "score.permutations is 8 and data.calibration.limit is 24; set one of them to auto",
+            "score.permutations is 8 and data.calibration.limit is 24; set score.permutations or",
+        ),
+        (
+            ["score.target_error=0.1", "score.estimator=exact"],
+            "nothing to meet it with: score.estimator is exact",
         ),
         (["data.evaluation.limit=auto"], "a number, or null for all"),
     ],
