@@ -3,6 +3,7 @@
 RUN = "run.json"
 GROUPS, SCORES, CLASS_SCORES = "groups.parquet", "scores.parquet", "class_scores.parquet"
 PRICES = "prices.parquet"
+REPORT = "report.html"
 
 # In the folder of a cut: the job's own is `CUTS`, others are folders in that.
 CUTS = "prune"
@@ -18,3 +19,8 @@ def of_network(form: str) -> str:
 def folder_of(cut: str | None) -> str:
     """Of a cut by its name; None: the job's own."""
     return CUTS if cut is None else f"{CUTS}/{cut}"
+
+
+def explained(table: str) -> str:
+    """One of the tables of `storage.explained`."""
+    return f"explain/{table}.parquet"
