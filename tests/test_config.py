@@ -245,6 +245,10 @@ def test_empty_sections_inside_others(load):
         ("name.first=x", "'name' is a value, not a section"),
         ("prune", "not an override; write section.key=value"),
         ("prune.criterion=shapley", "prune.criterion: unknown key; known here: macs, parameters"),
+        (
+            "score.target_standard_error=0.1",
+            "score.target_standard_error: it is score.target_error now",
+        ),
         ("scores.seed=1", "scores: unknown key; known here: name, model, data, score"),
         ("score.value=loss", "score.value: expected one of neg_cross_entropy, .*found 'loss'"),
         (

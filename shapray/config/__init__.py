@@ -6,12 +6,13 @@ longest section, `load` reads a file and says what is wrong with it.
 
 from shapray.config.load import explain, load_job
 from shapray.config.prune import Distill, Prune
-from shapray.config.sections import Cluster, Data, Images, Job, Model, Score, Transform
+from shapray.config.sections import Cluster, Data, Explain, Images, Job, Model, Score, Transform
 
 __all__ = [
     "Cluster",
     "Data",
     "Distill",
+    "Explain",
     "Images",
     "Job",
     "Model",

@@ -88,6 +88,10 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
         raise JobError(f"job file {file}:\n" + explain(error, Job)) from error
 
 
+_GONE = {
+    "score.target_standard_error": "it is score.target_error now: of the total error, relative to "
+    "the spread of a group's scores (0.25 is usual), and score.permutations: auto meets it"
+}
 _OWN_WORDS = dict.fromkeys(("dict_type", "model_type"), "expected a section") | {
     "tuple_type": "expected a list"
 }
@@ -104,9 +108,8 @@ def explain(error: ValidationError, section: type[BaseModel]) -> str:
         key = ".".join(str(part) for part in finding["loc"])
         message = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "extra_forbidden":
-            message = "unknown key; known here: " + ", ".join(
-                _known_keys(section, finding["loc"][:-1])
-            )
+            known = ", ".join(_known_keys(section, finding["loc"][:-1]))
+            message = _GONE.get(key, f"unknown key; known here: {known}")
         elif finding["type"] == "missing":
             message = "this key is missing"
         elif "input" in finding and not isinstance(finding["input"], dict):

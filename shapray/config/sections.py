@@ -87,11 +87,13 @@ class Transform(Section):
 
 
 class Data(Section):
-    """The two sets of images, never the same, and how both become tensors."""
+    """The two sets of images, never the same, and how both become tensors. `class_names`: what
+    the labels 0, 1, ... are called in reports; those of class folders are the folders' names."""
 
     calibration: Images
     evaluation: Images
     transform: Transform = Transform()
+    class_names: tuple[Text, ...] | None = None
 
     @model_validator(mode="after")
     def _evaluation_images_are_counted(self) -> "Data":
@@ -132,6 +134,13 @@ class Score(Section):
         return self
 
 
+class Explain(Section):
+    """How the scores come about. `images`: calibration images on which further coalitions are
+    evaluated for it, of each group; 0: only what follows from the scores and the network itself."""
+
+    images: Annotated[int, whole(0, 2**16)] = 32
+
+
 class Cluster(Section):
     """Who computes: one worker per Ray actor. `grows`: the Ray cluster adds nodes when workers
     wait for one."""
@@ -154,6 +163,7 @@ class Job(Section):
     score: Score = Score()
     cluster: Cluster = Cluster()
     prune: Prune = Prune()
+    explain: Explain = Explain()
     output: Annotated[
         str,
         such("names no folder for a run; right is runs/NAME or s3://BUCKET/NAME", is_a_folder),

@@ -70,7 +70,33 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
         check_outputs(job.score.value, n_classes)
     except ValueError as error:
         raise JobError(f"score.value: {error}") from error
+    if job.data.class_names is not None and len(job.data.class_names) != n_classes:
+        raise JobError(
+            f"data.class_names: {len(job.data.class_names)} names; the network has {n_classes} "
+            "outputs, and each has one"
+        )
     return Inputs(job, model, tuple(groups), n_classes, calibration, evaluation, store)
+
+
+def class_names(
+    job: Job, n_classes: int, calibration: ImageSet, evaluation: ImageSet
+) -> list[str | None] | None:
+    """What the classes are called: the job's names, or their folders'; None: nobody said."""
+    if job.data.class_names is not None:
+        return list(job.data.class_names)
+    folders: dict[int, str] = {}
+    for source, images in (
+        (job.data.calibration.source, calibration),
+        (job.data.evaluation.source, evaluation),
+    ):
+        if source == "imagefolder" and images.labels is not None:
+            folders |= _folder_of_label(images)
+    return [folders.get(label) for label in range(n_classes)] if folders else None
+
+
+def _folder_of_label(images: ImageSet) -> dict[int, str]:
+    assert images.labels is not None
+    return dict(zip(images.labels.tolist(), (i.split("/")[0] for i in images.ids)))
 
 
 def _mode_hint(error: NetworkError, images: Tensor) -> str:
@@ -86,11 +112,7 @@ def _check_classes(calibration: ImageSet, evaluation: ImageSet) -> None:
     assert evaluation.labels is not None
     if calibration.labels is None:
         return
-    named = [
-        dict(zip(images.labels.tolist(), (i.split("/")[0] for i in images.ids)))
-        for images in (calibration, evaluation)
-        if images.labels is not None
-    ]
+    named = [_folder_of_label(images) for images in (calibration, evaluation)]
     for label in sorted(named[0].keys() & named[1].keys()):
         if named[0][label] != named[1][label]:
             raise JobError(

@@ -13,6 +13,7 @@ from typing import Any
 from shapray.cluster.pool import Failure
 from shapray.config import Job
 from shapray.credentials import HIDDEN, recordable, without_credentials
+from shapray.driver.inputs import class_names
 from shapray.driver.plan import Plan
 from shapray.errors import JobError, StorageError
 from shapray.inputs.digest import digest
@@ -20,7 +21,8 @@ from shapray.storage import names
 from shapray.storage.claim import Claim, ClaimLost
 from shapray.storage.run_directory import RunDirectory
 
-STAGES = ("plan", "score", "aggregate", "prune", "evaluate")
+STAGES_OF_A_ROUND = ("plan", "score", "aggregate", "prune")
+STAGES = (*STAGES_OF_A_ROUND, "evaluate", "explain")
 REFRESH_SECONDS = 10.0  # between publications while a stage goes on
 _PACKAGES = ("shapray", "torch", "torchvision", "ray", "pyarrow", "torch-pruning", "fsspec")
 
@@ -103,6 +105,9 @@ class Record:
             "evaluation": plan.setup.evaluation.digest(),
             "example_shape": list(plan.example.shape),
             "n_classes": plan.n_classes,
+            "class_names": class_names(
+                plan.setup.job, plan.n_classes, plan.setup.calibration, plan.setup.evaluation
+            ),
         }
         return fingerprint
 

@@ -12,7 +12,7 @@ from shapray.driver.cutting import Cutting
 from shapray.driver.fingerprint import fingerprint_parts
 from shapray.driver.inputs import Inputs
 from shapray.driver.plan import Plan, plan_further
-from shapray.driver.record import STAGES, Record, now
+from shapray.driver.record import STAGES_OF_A_ROUND, Record, now
 from shapray.driver.scoring import inspected, scored, stop_if_failed
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.digest import weights_digest
@@ -153,7 +153,7 @@ class Rounds:
                 f"scored: {error}"
             ) from error
         self._announce(number, planned)
-        record = Record(store, job, self.record.claim, now(), STAGES[:-1])
+        record = Record(store, job, self.record.claim, now(), STAGES_OF_A_ROUND)
         record.content["made_of"] = made.origin
         record.describe(planned, self.precision, fingerprint_parts(inputs, self.precision))
         crew = self.crews.of(planned)
