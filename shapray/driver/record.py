@@ -91,7 +91,11 @@ class Record:
             "started": started,
             "versions": {"python": platform.python_version()}
             | {package: _version(package) for package in _PACKAGES},
-            "stages": {name: {"state": "waiting"} for name in stages},
+            "stages": {
+                name: {"state": "waiting"}
+                for name in stages
+                if name != "explain" or job.explain.images
+            },
             "failures": [],
         }
 

@@ -10,6 +10,7 @@ from shapray.config import Job
 from shapray.driver import summary
 from shapray.driver.crew import Crew, Crews
 from shapray.driver.cutting import Cutting
+from shapray.driver.explaining import Explaining
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import Inputs, open_inputs
 from shapray.driver.plan import Plan, plan
@@ -65,6 +66,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             inputs = replace(inputs, calibration=inputs.calibration.first(found.n_images))
             planned = planned.on(inputs.calibration)
         metrics = _cut(Rounds(inputs, planned, record, crews, precision))
+    publish_report(store)
     summary.show(console, planned, found.totals, list(found.certainties.values()), metrics)
 
 
@@ -108,7 +110,8 @@ def _cutting(crew: Crew, planned: Plan, record: Record) -> Cutting:
 
 
 def _cut(rounds: Rounds) -> dict[str, Any]:
-    """The smaller network and its rivals; returns the content of ``prune/metrics.json``."""
+    """The smaller network, its rivals, and how the scores come about; returns the content of
+    ``prune/metrics.json``."""
     planned, record, crews = rounds.planned, rounds.record, rounds.crews
 
     def cutting() -> Cutting:
@@ -120,4 +123,15 @@ def _cut(rounds: Rounds) -> dict[str, Any]:
         removed = rounds.cut(ranked[0], losses) if several else None
         compared = cutting().cuts(ranked, losses, removed)
     with record.stage("evaluate") as entry:
-        return cutting().measured(compared, entry)
+        metrics = cutting().measured(compared, entry)
+    if planned.setup.job.explain.images:
+        Explaining(
+            crews.of(planned),
+            planned,
+            record,
+            record.content["fingerprint"],
+            rounds.precision,
+            ranked[0],
+            compared.kept.removed,
+        ).explain()
+    return metrics

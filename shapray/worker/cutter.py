@@ -66,10 +66,11 @@ class Cutter:
         self._made: _Made | None = None
 
     def criterion(self, task: CriterionTask) -> CriterionScores:
-        name, job, n_images = task.criterion, self.setup.job, len(self.setup.calibration)
-        n_used = self._n_repairable if CRITERIA[name].at_once else n_images
+        name, job, n_all = task.criterion, self.setup.job, len(self.setup.calibration)
+        n_images = min(n_all, task.most_images or n_all)
+        n_used = min(n_images, self._n_repairable) if CRITERIA[name].at_once else n_images
         images, labels = self._calibration(n_used)
-        places = shuffled(n_images)[:n_used].tolist()
+        places = shuffled(n_all)[:n_used].tolist()
         ids = [self.setup.calibration.ids[i] for i in places]
         scoring = job.score.model_copy(update={"estimator": "permutation"})
         sampled = AsScored(scoring, task.prices, ids, places)
@@ -160,7 +161,7 @@ class Cutter:
                 seed,
                 progress=lambda *how_far: say(f"{cut.name}: {in_words(*how_far)}"),
                 n_fitted=self._n_held,
-                most=int(self._room * NORM_SHARE),
+                most=int(self.room * NORM_SHARE),
             )
             notes = tuple(f"{cut.name}: {line}" for line in made.done) + made.notes
             if folder is not None:
@@ -200,11 +201,11 @@ class Cutter:
     @functools.cached_property
     def _images(self) -> LazyImages:
         calibration = self.setup.calibration
-        order, room = shuffled(len(calibration)), int(self._room * IMAGES_SHARE)
+        order, room = shuffled(len(calibration)), int(self.room * IMAGES_SHARE)
         return LazyImages(calibration, order, self.device, room)
 
     @functools.cached_property
-    def _room(self) -> int:
+    def room(self) -> int:
         """Bytes of the memory that are left beside the process itself."""
         memory = self.setup.job.cluster.memory_per_worker
         return memory - PROCESS_BYTES if self.device.type == "cpu" else memory

@@ -4,9 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from torch import nn
 
 from shapray.config import Job
+from shapray.explain.activations import Activations
+from shapray.explain.class_removal import Removal
+from shapray.explain.extremes import Extremes
+from shapray.explain.games import Asked
 from shapray.inputs.images import ImageSet
 from shapray.network.group import Group
 from shapray.pruning.cuts import Cut
@@ -105,11 +110,17 @@ class Receipt:
 
 @dataclass(frozen=True)
 class CriterionTask:
-    """Score all units by a criterion; `prices` are those of the groups' Shapley values."""
+    """Score all units by a criterion.
+
+    Attributes:
+        prices: those of the groups' Shapley values.
+        most_images: calibration images; None: all.
+    """
 
     criterion: str
     prices: Mapping[str, Price]
     cost: float
+    most_images: int | None = None
 
     def __str__(self) -> str:
         return f"criterion {self.criterion}"
@@ -214,3 +225,78 @@ class Evaluation:
     multiply_adds: int
     file_bytes: int
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ActivationTask:
+    """Measure all units' activations on calibration images."""
+
+    n_images: int
+    cost: float
+
+    def __str__(self) -> str:
+        return "activations"
+
+
+@dataclass(frozen=True)
+class Activated:
+    task: ActivationTask
+    found: Mapping[str, Activations]  # group -> of its units
+
+
+@dataclass(frozen=True)
+class ExplainTask:
+    """Explain the scores of `group`.
+
+    Attributes:
+        shards: first and last (exclusive) image of each.
+        fingerprint: of the run.
+        asked: of the game that is played again.
+        images: places of the calibration images on which it may be.
+        card: units at each end, and images each way, that are shown.
+        scores: the group's rows of ``scores.parquet``.
+    """
+
+    group: str
+    shards: tuple[tuple[int, int], ...]
+    fingerprint: str
+    precision: str
+    asked: Asked
+    images: tuple[int, ...]
+    card: tuple[int, int]
+    scores: pa.Table
+    cost: float
+
+    def __str__(self) -> str:
+        return f"explanation of group {self.group}"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What there is to say of a group.
+
+    Attributes:
+        tables: by name, the group's rows of tables of `storage.explained`.
+        extremes: what its shards say.
+    """
+
+    task: ExplainTask
+    tables: Mapping[str, pa.Table]
+    extremes: Extremes
+
+
+@dataclass(frozen=True)
+class ClassTask:
+    """Measure what becomes of a class without some units."""
+
+    removal: Removal
+    cost: float
+
+    def __str__(self) -> str:
+        return f"class {self.removal.label} without some units"
+
+
+@dataclass(frozen=True)
+class ClassRemoved:
+    task: ClassTask
+    table: pa.Table

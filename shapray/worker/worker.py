@@ -11,15 +11,22 @@ from shapray.network.consumers import count_active
 from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.storage.shards import publish_shard
 from shapray.worker.cutter import Cutter
+from shapray.worker.explainer import Explainer
 from shapray.worker.piloting import pilot_on
 from shapray.worker.rows import shard_table
 from shapray.worker.tasks import (
+    Activated,
+    ActivationTask,
+    ClassRemoved,
+    ClassTask,
     CriterionScores,
     CriterionTask,
     CutMade,
     CutTask,
     EvaluateTask,
     Evaluation,
+    Explained,
+    ExplainTask,
     GroupLosses,
     Inspection,
     InspectTask,
@@ -55,6 +62,7 @@ class Worker:
         memory = setup.job.cluster.memory_per_worker
         self.scorer = Scorer(setup.model, setup.groups, self.example, device, memory)
         self.cutter = Cutter(setup, self.scorer)
+        self.explainer = Explainer(setup, self.scorer, self.cutter)
 
     def inspect(self, task: InspectTask) -> Inspection:
         """Raises JobError for an image that cannot be read or decoded."""
@@ -129,6 +137,23 @@ class Worker:
             StorageError: they cannot be written.
         """
         return self.cutter.cut(task, self.say)
+
+    def activations(self, task: ActivationTask) -> Activated:
+        """All units' activations on calibration images."""
+        return self.explainer.activations(task)
+
+    def explain(self, task: ExplainTask) -> Explained:
+        """How the scores of a group come about.
+
+        Raises:
+            UnsoundShard, StorageError: a shard of it cannot be read.
+            ValueError: a value is not finite; names group, image and coalition.
+        """
+        return self.explainer.explain(task)
+
+    def remove_class(self, task: ClassTask) -> ClassRemoved:
+        """What becomes of a class without some units."""
+        return self.explainer.remove_class(task)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Hits and losses of a cut network on some images, and its size.

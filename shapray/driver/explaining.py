@@ -1,0 +1,202 @@
+"""How the scores come about: the tables of ``explain/``, made when everything is measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shapray.driver.crew import Crew
+from shapray.driver.explanations import Explanations
+from shapray.driver.plan import Plan
+from shapray.driver.record import Record
+from shapray.driver.scoring import stop_if_failed
+from shapray.driver.tasks import slices
+from shapray.explain.activations import Activations
+from shapray.explain.cards import that_fit
+from shapray.explain.class_removal import Removal, removals
+from shapray.explain.correlations import correlations
+from shapray.explain.games import Asked
+from shapray.explain.units import CRITERIA, ClassMeans, unit_rows
+from shapray.inputs.digest import digest
+from shapray.network.group import Group
+from shapray.pruning.doubt import misplaced
+from shapray.pruning.ranking import Ranking
+from shapray.pruning.repair.curves import shuffled
+from shapray.storage import names
+from shapray.worker.tasks import (
+    Activated,
+    ActivationTask,
+    ClassRemoved,
+    ClassTask,
+    CriterionScores,
+    CriterionTask,
+    Explained,
+    ExplainTask,
+)
+
+MOST_IMAGES = 256  # calibration images that criteria and activations are taken on
+IN_UNITS = {"obs": "unrepaired"}  # criterion -> its column, where they differ
+
+
+@dataclass(frozen=True)
+class Explaining:
+    """The stage that explains a run's scores.
+
+    Attributes:
+        planned: the plan, with the calibration images that the scores are of.
+        fingerprint: of the run.
+        precision: of the scoring.
+        ranking: the job's own.
+        removed: group -> the units that its cut removes.
+    """
+
+    crew: Crew
+    planned: Plan
+    record: Record
+    fingerprint: str
+    precision: str
+    ranking: Ranking
+    removed: Mapping[str, Sequence[int]]
+
+    def explain(self) -> None:
+        """Fill what is missing.
+
+        Raises:
+            TasksFailed: some tasks were set aside.
+            StorageError: a table cannot be read or written.
+        """
+        setup = self.planned.setup
+        scores = setup.store.read_table(names.SCORES)
+        there = Explanations(setup.store, self._keys())
+        missing = [group for group in setup.groups if group.name in there.missing]
+        with self.record.stage("explain") as entry:
+            entry |= {"groups": len(setup.groups), "groups_found_done": len(setup.groups) - len(missing)}
+            if missing:
+                self._groups(missing, scores, there)
+            self._classes(scores, there)
+
+    def _keys(self) -> dict[str, str]:
+        setup = self.planned.setup
+        job, orders = setup.job, self.ranking.orders
+        return {
+            group.name: digest(
+                [
+                    self.fingerprint,
+                    len(setup.calibration),
+                    setup.evaluation.digest(),
+                    job.explain.model_dump(),
+                    job.prune.rank_by,
+                    orders[group.name],
+                    sorted(self.removed[group.name]),
+                ]
+            )
+            for group in setup.groups
+        }
+
+    def _groups(self, missing: Sequence[Group], scores: pa.Table, there: Explanations) -> None:
+        activations, criteria = self._activations(), self._criteria(missing, scores)
+        by_class = self._class_scores()
+
+        def receive(found: Explained) -> None:
+            group = self._group(found.task.group)
+            rows = _rows(scores, group.name)
+            units = unit_rows(
+                group.name,
+                found.extremes,
+                activations[group.name],
+                criteria[group.name],
+                None
+                if by_class is None
+                else ClassMeans.of(_rows(by_class, group.name), group.n_units),
+                self.removed[group.name],
+                misplaced(rows, self._prune, self._cost(group.name), self.removed[group.name]),
+            )
+            numbers = {
+                name: table[name].to_numpy(zero_copy_only=False).astype(float)
+                for table, names in ((rows, SCORES), (rows, ("active_fraction",)), (units, IN_UNITS))
+                for name in names
+            }
+            tables = {"units": units, "correlations": correlations(group.name, numbers)}
+            there.add(group.name, {**found.tables, **tables})
+
+        tasks = [self._task(group, _rows(scores, group.name)) for group in missing]
+        stop_if_failed("explain", self.crew.do("explain", tasks, receive), self.record)
+
+    @property
+    def _prune(self) -> Prune:
+        return self.planned.chooser.prune
+
+    def _cost(self, group: str) -> float | None:
+        chooser = self.planned.chooser
+        if not chooser.prune.per_multiply_add:
+            return None
+        return chooser.sizes.macs_of_a_unit(group, chooser.gone)
+
+    def _task(self, group: Group, scores: pa.Table) -> ExplainTask:
+        setup = self.planned.setup
+        n_scored, n_images = scores["n_images"][0].as_py(), setup.job.explain.images
+        places = shuffled(len(setup.calibration)).tolist()
+        asked = Asked(
+            value=setup.job.score.value,
+            seed=setup.job.score.seed,
+            order=self.ranking.orders[group.name],
+            n_cut=len(self.removed[group.name]),
+            rank_by="mean" if self._prune.rank_by == ("mean",) else "mean_abs",
+            exact_max_players=setup.job.score.exact_max_players,
+        )
+        return ExplainTask(
+            group.name,
+            tuple(slices(n_scored, setup.job.cluster.images_per_task)),
+            self.fingerprint,
+            self.precision,
+            asked,
+            tuple(sorted(places[:n_images])),
+            that_fit(len(setup.groups)),
+            scores,
+            float(max(1, self.planned.tail_macs[group.name])) * group.n_units,
+        )
+
+    def _activations(self) -> Mapping[str, Activations]:
+        """Of every group."""
+        found = list[Activated]()
+        n_images = min(len(self.planned.setup.calibration), MOST_IMAGES)
+        tasks = [ActivationTask(n_images, float(n_images))]
+        stop_if_failed(
+            "activations", self.crew.do("activations", tasks, found.append), self.record
+        )
+        return found[0].found
+
+    def _criteria(self, groups: Sequence[Group], scores: pa.Table) -> dict[str, dict[str, np.ndarray]]:
+        """Group -> column of ``explain/units.parquet`` -> (n_units,); one that says nothing of the
+        network is left out."""
+        found: dict[str, dict[str, np.ndarray]] = {group.name: {} for group in groups}
+        missing = []
+        for column, name in CRITERIA.items():
+            if name not in scores.column_names:
+                missing.append(name)
+                continue
+            for group in groups:
+                found[group.name][column] = _rows(scores, group.name)[name].to_numpy()
+        columns = {name: column for column, name in CRITERIA.items()}
+
+        def receive(result: CriterionScores) -> None:
+            for group in groups:
+                found[group.name][columns[result.task.criterion]] = result.scores[group.name]
+
+        tasks = [CriterionTask(name, {}, 1.0, MOST_IMAGES) for name in missing]
+        failures = self.crew.do("criterion", tasks, receive)
+        for failure in failures:
+            if failure.is_job_error:
+                self.crew.console.print(f"explain: left out: {failure.message}")
+        serious = [failure for failure in failures if not failure.is_job_error]
+        stop_if_failed("criterion", serious, self.record)
+        return found
+
+    def _class_scores(self) -> pa.Table | None:
+        setup = self.planned.setup
+        if setup.calibration.labels is None:
+            return None
+        return setup.store.read_table(names.CLASS_SCORES)
