@@ -92,19 +92,23 @@ class _End:
     """The `n` largest of each unit's values times a sign, if they are above 0."""
 
     def __init__(self, n_units: int, n: int, sign: float) -> None:
-        self.n, self.sign = n, sign
-        self.height = np.zeros((n_units, 0))  # value times sign, descending
-        self.error = np.zeros((n_units, 0))
-        self.image = np.zeros((n_units, 0), dtype=np.int64)
+        self.sign = sign
+        self.height = np.zeros((n_units, n))  # value times sign, descending, then 0
+        self.error = np.zeros((n_units, n))
+        self.image = np.zeros((n_units, n), dtype=np.int64)
 
     def add(self, value: np.ndarray, error: np.ndarray, first: int) -> None:
         """value, error: (n_images, n_units); `first`: number of the first of these images."""
         image = np.broadcast_to(np.arange(first, first + len(value)), value.T.shape)
-        height = np.hstack([self.height, self.sign * value.T])
-        order = np.argsort(-height, axis=1, kind="stable")[:, : self.n]
-        self.height = np.take_along_axis(height, order, axis=1)
-        self.error = np.take_along_axis(np.hstack([self.error, error.T]), order, axis=1)
-        self.image = np.take_along_axis(np.hstack([self.image, image]), order, axis=1)
+        height = np.hstack([self.height, self.sign * value.T])  # (n_units, n + n_images)
+        error, image = np.hstack([self.error, error.T]), np.hstack([self.image, image])
+        units = np.arange(len(height))
+        # A few maxima take less time than a sort; of equal ones the first is found.
+        for rank in range(self.height.shape[1]):
+            best = height.argmax(axis=1)
+            self.height[:, rank] = height[units, best]
+            self.error[:, rank], self.image[:, rank] = error[units, best], image[units, best]
+            height[units, best] = -np.inf
 
     def table(self, direction: str, ids: list[str], labels: list[int | None]) -> pa.Table:
         unit, place = np.nonzero(self.height > 0)
