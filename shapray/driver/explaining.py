@@ -1,13 +1,13 @@
 """How the scores come about: the tables of ``explain/``, made when everything is measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shapray.config import Prune
 from shapray.driver.crew import Crew
 from shapray.driver.explanations import Explanations
 from shapray.driver.plan import Plan
@@ -16,10 +16,9 @@ from shapray.driver.scoring import stop_if_failed
 from shapray.driver.tasks import slices
 from shapray.explain.activations import Activations
 from shapray.explain.cards import that_fit
-from shapray.explain.class_removal import Removal, removals
-from shapray.explain.correlations import correlations
+from shapray.explain.correlations import OTHERS, SCORES, correlations
 from shapray.explain.games import Asked
-from shapray.explain.units import CRITERIA, ClassMeans, unit_rows
+from shapray.explain.units import ClassMeans, unit_rows
 from shapray.inputs.digest import digest
 from shapray.network.group import Group
 from shapray.pruning.doubt import misplaced
@@ -38,7 +37,8 @@ from shapray.worker.tasks import (
 )
 
 MOST_IMAGES = 256  # calibration images that criteria and activations are taken on
-IN_UNITS = {"obs": "unrepaired"}  # criterion -> its column, where they differ
+COLUMNS = {name: name for name in ("l1_norm", "taylor", "leave_one_out")} | {"obs": "unrepaired"}
+CLASSES = "class_removal"
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,10 @@ class Explaining:
                 misplaced(rows, self._prune, self._cost(group.name), self.removed[group.name]),
             )
             numbers = {
-                name: table[name].to_numpy(zero_copy_only=False).astype(float)
-                for table, names in ((rows, SCORES), (rows, ("active_fraction",)), (units, IN_UNITS))
-                for name in names
+                name: (rows if name in rows.column_names else units)[name]
+                .to_numpy(zero_copy_only=False)
+                .astype(float)
+                for name in (*SCORES, *OTHERS)
             }
             tables = {"units": units, "correlations": correlations(group.name, numbers)}
             there.add(group.name, {**found.tables, **tables})
@@ -173,18 +174,14 @@ class Explaining:
         """Group -> column of ``explain/units.parquet`` -> (n_units,); one that says nothing of the
         network is left out."""
         found: dict[str, dict[str, np.ndarray]] = {group.name: {} for group in groups}
-        missing = []
-        for column, name in CRITERIA.items():
-            if name not in scores.column_names:
-                missing.append(name)
-                continue
+        missing = [name for name in COLUMNS if name not in scores.column_names]
+        for name in COLUMNS.keys() - set(missing):
             for group in groups:
-                found[group.name][column] = _rows(scores, group.name)[name].to_numpy()
-        columns = {name: column for column, name in CRITERIA.items()}
+                found[group.name][COLUMNS[name]] = _rows(scores, group.name)[name].to_numpy()
 
         def receive(result: CriterionScores) -> None:
             for group in groups:
-                found[group.name][columns[result.task.criterion]] = result.scores[group.name]
+                found[group.name][COLUMNS[result.task.criterion]] = result.scores[group.name]
 
         tasks = [CriterionTask(name, {}, 1.0, MOST_IMAGES) for name in missing]
         failures = self.crew.do("criterion", tasks, receive)
@@ -200,3 +197,20 @@ class Explaining:
         if setup.calibration.labels is None:
             return None
         return setup.store.read_table(names.CLASS_SCORES)
+
+    def _classes(self, scores: pa.Table, there: Explanations) -> None:
+        """What becomes of each class without some units."""
+        setup, by_class = self.planned.setup, self._class_scores()
+        key = digest([self.fingerprint, len(setup.calibration), setup.evaluation.digest()])
+        if by_class is None or there.whole(CLASSES, key):
+            return
+        found = list[ClassRemoved]()
+        tasks = [ClassTask(scores, by_class)]
+        stop_if_failed(
+            CLASSES, self.crew.do("remove_classes", tasks, found.append), self.record
+        )
+        there.publish_whole(CLASSES, key, [found[0].table])
+
+
+def _rows(table: pa.Table, group: str) -> pa.Table:
+    return table.filter(pc.equal(table["group"], group))

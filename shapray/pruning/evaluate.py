@@ -107,13 +107,22 @@ def tally(
     assert not model.training
     assert len(images) == len(labels), (len(images), len(labels))
     with torch.inference_mode():
-        logits = model(images.to(device, copy=True))  # (n, n_classes)
-        labels = labels.to(device)
-        losses = nn.functional.cross_entropy(logits.double(), labels, reduction="none")
-        own, n_classes = logits.gather(1, labels[:, None]), logits.shape[1]
-        later = torch.arange(n_classes, device=device) > labels[:, None]
-        behind = (logits < own) | ((logits == own) & later)
-        ranks = n_classes - 1 - behind.sum(dim=1)
+        return tally_of(model(images.to(device, copy=True)), labels)
+
+
+def tally_of(logits: Tensor, labels: Tensor) -> Tally:
+    """The same of what a network made of some images.
+
+    Args:
+        logits: (n, n_classes).
+        labels: (n,) int64, below `n_classes`, on any device.
+    """
+    labels, n_classes = labels.to(logits.device), logits.shape[1]
+    losses = nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    own = logits.gather(1, labels[:, None])
+    later = torch.arange(n_classes, device=logits.device) > labels[:, None]
+    behind = (logits < own) | ((logits == own) & later)
+    ranks = n_classes - 1 - behind.sum(dim=1)
     return Tally(_int32(labels), _int32(ranks), losses.cpu().numpy(), n_classes)
 
 

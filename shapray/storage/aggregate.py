@@ -81,7 +81,7 @@ class _Shard:
 
     def __init__(self, table: pa.Table, n_units: int) -> None:
         self.value, self.error, self.active = (
-            _matrix(table[name], n_units) for name in ("shapley_value", "standard_error", "active")
+            matrix(table[name], n_units) for name in ("shapley_value", "standard_error", "active")
         )
         self.exact = np.array([name == "exact" for name in table["estimator"].to_pylist()])
         by_permutations = [name == "permutations" for name in table["sampling"].to_pylist()]
@@ -142,7 +142,7 @@ def aggregate_group(
     )
 
 
-def _matrix(column: pa.ChunkedArray, n_units: int) -> np.ndarray:
-    """List column -> (n_images, n_units) float64; null becomes NaN."""
+def matrix(column: pa.ChunkedArray, n_units: int) -> np.ndarray:
+    """A shard's list column -> (n_images, n_units) float64; null becomes NaN."""
     flat = column.combine_chunks().flatten().cast(pa.float64())
     return flat.to_numpy(zero_copy_only=False).reshape(len(column), n_units)

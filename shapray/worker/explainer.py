@@ -34,7 +34,7 @@ from shapray.worker.tasks import (
 )
 
 IMAGES_SHARE = 0.25  # of the memory, for images that are kept
-MOST_EVALUATED = 2000  # evaluation images that single units are taken away on
+MOST_EVALUATED = 2000  # evaluation images on which units are taken away
 
 
 class Explainer:
@@ -84,16 +84,14 @@ class Explainer:
             "extremes": extremes.table,
             "cards": shown,
             "negatives": alone,
-            "kernels": kernels(self.setup.model, self.scorer.example, [group]),
+            "kernels": kernels(self.setup.model, [group], self.scorer.example),
         }
         return Explained(task, tables, extremes)
 
-    def remove_class(self, task: ClassTask) -> ClassRemoved:
+    def remove_classes(self, task: ClassTask) -> ClassRemoved:
         evaluation = self.setup.evaluation
-        return ClassRemoved(
-            task,
-            class_removal(self._inputs(evaluation, torch.arange(len(evaluation))), task.removal),
-        )
+        inputs = self._inputs(evaluation, shuffled(len(evaluation))[:MOST_EVALUATED])
+        return ClassRemoved(task, class_removal(inputs, task.scores, task.class_scores))
 
     def _shards(self, task: ExplainTask, group: Group) -> Iterator[pa.Table]:
         ids = self.setup.calibration.ids

@@ -9,7 +9,6 @@ from torch import nn
 
 from shapray.config import Job
 from shapray.explain.activations import Activations
-from shapray.explain.class_removal import Removal
 from shapray.explain.extremes import Extremes
 from shapray.explain.games import Asked
 from shapray.inputs.images import ImageSet
@@ -287,13 +286,14 @@ class Explained:
 
 @dataclass(frozen=True)
 class ClassTask:
-    """Measure what becomes of a class without some units."""
+    """Measure what becomes of each class without some units, chosen by the score tables."""
 
-    removal: Removal
-    cost: float
+    scores: pa.Table
+    class_scores: pa.Table
+    cost: float = 1.0
 
     def __str__(self) -> str:
-        return f"class {self.removal.label} without some units"
+        return "classes without some units"
 
 
 @dataclass(frozen=True)

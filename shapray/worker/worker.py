@@ -151,9 +151,9 @@ class Worker:
         """
         return self.explainer.explain(task)
 
-    def remove_class(self, task: ClassTask) -> ClassRemoved:
-        """What becomes of a class without some units."""
-        return self.explainer.remove_class(task)
+    def remove_classes(self, task: ClassTask) -> ClassRemoved:
+        """What becomes of each class without some units."""
+        return self.explainer.remove_classes(task)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Hits and losses of a cut network on some images, and its size.

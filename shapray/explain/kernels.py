@@ -1,0 +1,78 @@
+"""Kernels of the units that look at the image itself, as pictures."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from shapray.network.dataflow import data_flows
+from shapray.network.group import Group
+from shapray.pruning.criteria.writers import writers
+from shapray.storage.explained import KERNELS
+
+
+def kernels(model: nn.Module, groups: Sequence[Group], example: Tensor) -> pa.Table:
+    """The kernels of all units that a convolution makes right from the image.
+
+    That is one with no other convolution or linear layer before it, and a weight for every channel
+    of the image: 3 are shown as colours, 1 as grey; of other images there is nothing to see. Of a
+    group with several such convolutions, the first.
+
+    Args:
+        model: in eval mode.
+        example: (1, channels, height, width).
+    Returns:
+        KERNELS, a row per unit, a pixel per weight.
+    """
+    n_channels = example.shape[1]
+    rows = list[dict[str, Any]]()
+    if n_channels in (1, 3):
+        flows = data_flows(model, example)
+        for group in groups:
+            stems = (
+                module
+                for name, module in writers(model, group).items()
+                if isinstance(module, nn.Conv2d)
+                and module.weight.shape[1] == n_channels
+                and all(_is_first(model, name, flow) for flow in flows)
+            )
+            stem = next(stems, None)
+            if stem is not None:
+                rows += _rows(group, stem.weight.detach().float().cpu())
+    return pa.Table.from_pylist(rows, schema=KERNELS)
+
+
+def _is_first(model: nn.Module, name: str, flow: dict[str, set[str]]) -> bool:
+    """Whether the module is called, and no other layer with weights for channels before it."""
+    return name in flow and not any(
+        isinstance(model.get_submodule(above), nn.Conv2d | nn.Linear) for above in flow[name]
+    )
+
+
+def _rows(group: Group, weight: Tensor) -> list[dict[str, Any]]:
+    height, width = weight.shape[2:]
+    return [
+        {
+            "group": group.name,
+            "unit": unit,
+            "picture": _png(kernel),
+            "height": height,
+            "width": width,
+        }
+        for unit, kernel in enumerate(weight)
+    ]
+
+
+def _png(kernel: Tensor) -> bytes:
+    """(channels, height, width): 0 is a medium grey, the largest weight either way an end of the
+    range."""
+    largest = kernel.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    eight_bits = (127.5 + 127.5 * kernel / largest).round().byte().movedim(0, 2).numpy()
+    picture = Image.fromarray(eight_bits.squeeze(2) if len(kernel) == 1 else eight_bits)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
