@@ -58,15 +58,21 @@ class CuttingCosts:
     def n_images(self) -> int:
         return len(self.planned.setup.calibration)
 
+    @property
+    def names(self) -> list[str]:
+        """The criteria beside Shapley values that the job's rankings read."""
+        return needed_criteria(self.prune)
+
     def criteria(self) -> list[Part]:
-        """A task for each beside Shapley values."""
+        """A task for each of them."""
         return self._criteria(self.prune)
 
     def _criteria(self, prune: Prune) -> list[Part]:
-        seconds = [self._criterion(name) for name in needed_criteria(prune)]
+        seconds = [self.criterion(name) for name in needed_criteria(prune)]
         return [(0.0, np.array(seconds))] if seconds else []
 
-    def _criterion(self, name: str) -> float:
+    def criterion(self, name: str) -> float:
+        """One beside Shapley values."""
         if name in COALITIONS:
             an_image = 0.0
             for group, n_active in zip(self.groups, self.survey.n_active.mean(0).tolist()):

@@ -73,7 +73,10 @@ class Explaining:
         there = Explanations(setup.store, self._keys())
         missing = [group for group in setup.groups if group.name in there.missing]
         with self.record.stage("explain") as entry:
-            entry |= {"groups": len(setup.groups), "groups_found_done": len(setup.groups) - len(missing)}
+            entry |= {
+                "groups": len(setup.groups),
+                "groups_found_done": len(setup.groups) - len(missing),
+            }
             if missing:
                 self._groups(missing, scores, there)
             self._classes(scores, there)
@@ -98,10 +101,10 @@ class Explaining:
 
     def _groups(self, missing: Sequence[Group], scores: pa.Table, there: Explanations) -> None:
         activations, criteria = self._activations(), self._criteria(missing, scores)
-        by_class = self._class_scores()
+        by_class, by_name = self._class_scores(), {group.name: group for group in missing}
 
         def receive(found: Explained) -> None:
-            group = self._group(found.task.group)
+            group = by_name[found.task.group]
             rows = _rows(scores, group.name)
             units = unit_rows(
                 group.name,
@@ -147,6 +150,7 @@ class Explaining:
             n_cut=len(self.removed[group.name]),
             rank_by="mean" if self._prune.rank_by == ("mean",) else "mean_abs",
             exact_max_players=setup.job.score.exact_max_players,
+            n_evaluations=0,
         )
         return ExplainTask(
             group.name,
@@ -165,12 +169,12 @@ class Explaining:
         found = list[Activated]()
         n_images = min(len(self.planned.setup.calibration), MOST_IMAGES)
         tasks = [ActivationTask(n_images, float(n_images))]
-        stop_if_failed(
-            "activations", self.crew.do("activations", tasks, found.append), self.record
-        )
+        stop_if_failed("activations", self.crew.do("activations", tasks, found.append), self.record)
         return found[0].found
 
-    def _criteria(self, groups: Sequence[Group], scores: pa.Table) -> dict[str, dict[str, np.ndarray]]:
+    def _criteria(
+        self, groups: Sequence[Group], scores: pa.Table
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Group -> column of ``explain/units.parquet`` -> (n_units,); one that says nothing of the
         network is left out."""
         found: dict[str, dict[str, np.ndarray]] = {group.name: {} for group in groups}
@@ -206,9 +210,7 @@ class Explaining:
             return
         found = list[ClassRemoved]()
         tasks = [ClassTask(scores, by_class)]
-        stop_if_failed(
-            CLASSES, self.crew.do("remove_classes", tasks, found.append), self.record
-        )
+        stop_if_failed(CLASSES, self.crew.do("remove_classes", tasks, found.append), self.record)
         there.publish_whole(CLASSES, key, [found[0].table])
 
 

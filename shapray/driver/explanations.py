@@ -65,7 +65,9 @@ class Explanations:
 
     def _publish(self, name: str, parts: Sequence[pa.Table], made_of: Mapping[str, str]) -> None:
         schema = TABLES[name].with_metadata({_MADE_OF: json.dumps(made_of)})
-        joined = pa.concat_tables([part.cast(TABLES[name]) for part in parts] or [TABLES[name].empty_table()])
+        joined = pa.concat_tables(
+            [part.cast(TABLES[name]) for part in parts] or [TABLES[name].empty_table()]
+        )
         self.store.publish_table(names.explained(name), [joined], schema)
 
 

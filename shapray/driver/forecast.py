@@ -20,6 +20,7 @@ from shapray.cluster.ray_pool import RayPool
 from shapray.cluster.start import open_pool
 from shapray.config import Job
 from shapray.driver.cutting_costs import CuttingCosts
+from shapray.driver.explaining_costs import ExplainingCosts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
 from shapray.driver.prices import (
@@ -197,6 +198,9 @@ class Forecast:
                 "search": cutting.search(),
                 "evaluate": cutting.evaluation(),
                 "latency": cutting.latency(),
+                "explain": ExplainingCosts(
+                    cutting, [float(group.tasks.sum()) for group in groups]
+                ).parts(),
             },
         )
 

@@ -66,7 +66,6 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             inputs = replace(inputs, calibration=inputs.calibration.first(found.n_images))
             planned = planned.on(inputs.calibration)
         metrics = _cut(Rounds(inputs, planned, record, crews, precision))
-    publish_report(store)
     summary.show(console, planned, found.totals, list(found.certainties.values()), metrics)
 
 

@@ -31,7 +31,9 @@ class ClassMeans:
     def of(class_scores: pa.Table, n_units: int) -> "ClassMeans":
         """class_scores: the group's rows of ``class_scores.parquet``."""
         rows = class_scores.sort_by([("label", "ascending"), ("unit", "ascending")])
-        mean, mean_abs = (rows[name].to_numpy().reshape(-1, n_units) for name in ("mean", "mean_abs"))
+        mean, mean_abs = (
+            rows[name].to_numpy().reshape(-1, n_units) for name in ("mean", "mean_abs")
+        )
         return ClassMeans(rows["label"].to_numpy().reshape(-1, n_units)[:, 0], mean, mean_abs)
 
 

@@ -2,8 +2,11 @@
 images, and looks at what the network makes of them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -15,12 +18,14 @@ from shapray.explain.extremes import find_extremes
 from shapray.explain.games import play_again
 from shapray.explain.kernels import kernels
 from shapray.explain.negatives import negatives
+from shapray.explain.sampling import most_players
 from shapray.inputs.images import ImageSet
 from shapray.inputs.lazy import LazyImages
 from shapray.network.group import Group
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.pruning.repair.curves import shuffled
+from shapray.storage.aggregate import matrix
 from shapray.storage.shards import read_shard
 from shapray.worker.cutter import Cutter
 from shapray.worker.tasks import (
@@ -56,15 +61,20 @@ class Explainer:
 
     def explain(self, task: ExplainTask) -> Explained:
         group, calibration = self.scorer.groups[task.group], self.setup.calibration
-        extremes = find_extremes(group.name, group.n_units, self._shards(task, group))
+        scored = _Scored(task.images, group.n_units)
+        shards = self._shards(task, group, scored)
+        extremes = find_extremes(group.name, group.n_units, shards)
         split = self.scorer.split(group.name, task.precision)
-        places = torch.tensor(task.images)
+        few = scored.of_few_units(most_players(split.n_outputs), len(task.images))
+        images = [*task.images, *few]
+        places = torch.tensor(images)
         played = play_again(
             split,
             LazyImages(calibration, places, "cpu", 0)[:],
             None if calibration.labels is None else calibration.labels[places],
-            [calibration.ids[place] for place in task.images],
-            task.asked,
+            [calibration.ids[place] for place in images],
+            scored.values,
+            replace(task.asked, n_evaluations=scored.n_evaluations),
         )
         shown = cards(
             self._inputs(calibration, torch.arange(len(calibration)), [group]),
@@ -93,17 +103,14 @@ class Explainer:
         inputs = self._inputs(evaluation, shuffled(len(evaluation))[:MOST_EVALUATED])
         return ClassRemoved(task, class_removal(inputs, task.scores, task.class_scores))
 
-    def _shards(self, task: ExplainTask, group: Group) -> Iterator[pa.Table]:
-        ids = self.setup.calibration.ids
+    def _shards(self, task: ExplainTask, group: Group, scored: "_Scored") -> Iterator[pa.Table]:
+        """In image order; what is needed of them further on is noted down."""
+        ids, store = self.setup.calibration.ids, self.setup.store
         for first, last in task.shards:
-            yield read_shard(
-                self.setup.store,
-                group.name,
-                group.n_units,
-                first,
-                ids[first:last],
-                task.fingerprint,
-            )
+            wanted = ids[first:last]
+            shard = read_shard(store, group.name, group.n_units, first, wanted, task.fingerprint)
+            scored.note(first, shard)
+            yield shard
 
     def _inputs(
         self, images: ImageSet, places: Tensor, groups: Sequence[Group] | None = None
@@ -121,3 +128,40 @@ class Explainer:
             job.cluster.memory_per_worker,
             None,
         )
+
+
+class _Scored:
+    """What scoring a group left of its images.
+
+    Args:
+        images: places of those whose values are wanted, ascending.
+
+    Attributes:
+        values: (n_wanted, n_units) Shapley values.
+        n_evaluations: coalitions, of all images.
+    """
+
+    def __init__(self, images: Sequence[int], n_units: int) -> None:
+        self.images = images
+        self.values = np.zeros((len(images), n_units))
+        self.n_evaluations = 0
+        self._n_active: list[int] = []
+
+    def note(self, first: int, shard: pa.Table) -> None:
+        """Take in the shard whose first image is at the place `first`."""
+        self.n_evaluations += pc.sum(shard["n_evaluations"]).as_py()
+        self._n_active += shard["n_active"].to_pylist()
+        start, stop = np.searchsorted(self.images, [first, first + len(shard)])
+        if start < stop:
+            rows = np.array(self.images[start:stop]) - first
+            self.values[start:stop] = matrix(shard["shapley_value"], self.values.shape[1])[rows]
+
+    def of_few_units(self, most: int, n: int) -> list[int]:
+        """Places of up to `n` other images with as few active units, but some, the fewest first."""
+        wanted = set(self.images)
+        found = [
+            (k, place)
+            for place, k in enumerate(self._n_active)
+            if 0 < k <= most and place not in wanted
+        ]
+        return [place for _, place in sorted(found)[:n]]
