@@ -39,7 +39,7 @@ from shapray.worker.tasks import (
 )
 
 IMAGES_SHARE = 0.25  # of the memory, for images that are kept
-MOST_EVALUATED = 2000  # evaluation images on which units are taken away
+MOST_EVALUATED = 500  # evaluation images on which units are taken away
 
 
 class Explainer:

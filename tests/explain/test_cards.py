@@ -64,7 +64,7 @@ def made(name="digits", labels=True, transform=GREY, groups=None, **sizes):
 
 
 def test_both_ends_of_every_group_have_the_images_at_both_ends():
-    of, rows = made()
+    of, rows = made(steps=1)
     expected = []
     for group in of.groups:
         last = group.n_units - 1
@@ -97,7 +97,7 @@ def test_a_map_sums_to_what_the_logit_of_the_label_or_the_answer_loses(labels):
 
 
 def test_the_picture_is_that_of_the_image():
-    of, rows = made()
+    of, rows = made(steps=1)
     for row in rows:
         image = of.images[int(row["image_id"][3:]), 0].numpy()
         with Image.open(io.BytesIO(row["picture"])) as picture:
@@ -105,9 +105,9 @@ def test_the_picture_is_that_of_the_image():
 
 
 def test_large_maps_are_brought_to_few_cells_that_sum_to_the_same(monkeypatch):
-    _, before = made(groups=["conv1"])
+    _, before = made(groups=["conv1"], steps=4)
     monkeypatch.setattr(module, "MAP_SIDE", 5)
-    _, after = made(groups=["conv1"])
+    _, after = made(groups=["conv1"], steps=4)
     for row, full in zip(after, before, strict=True):
         assert (row["where_height"], row["where_width"]) == (4, 4)
         blocks = np.array(full["where"]).reshape(4, 2, 4, 2).sum((1, 3))
