@@ -30,7 +30,7 @@ import torch
 
 from shapray.explain.evaluated import end_values, values_of
 from shapray.shapley.coalitions import antithetic_permutations
-from shapray.shapley.game import Game, check_finite
+from shapray.shapley.game import OUTPUT_BYTES, Game, check_finite
 from shapray.storage.explained import SIZES
 
 BINS = 10
@@ -118,9 +118,15 @@ def _prefix_values(
     ends = end_values(game)
     values = np.where(step < 1, ends[:, :1], ends[:, 1:])[:, None].repeat(n_permutations, 1)
     index = torch.arange(len(seeds)).repeat_interleave(n_permutations)
-    flat = torch.from_numpy(wanted).flatten(0, 1)
-    outputs = game.along(index, torch.from_numpy(units).flatten(0, 1), flat)
-    found = values_of(game, index.repeat_interleave(flat.sum(1)), outputs)
+    chains = index, torch.from_numpy(units).flatten(0, 1), torch.from_numpy(wanted).flatten(0, 1)
+    at_once = max(1, OUTPUT_BYTES // (4 * game.reference.shape[2] * (longest + 1)))
+    parts = zip(*(of_chains.split(at_once) for of_chains in chains), strict=True)
+    found = torch.cat(
+        [
+            values_of(game, images.repeat_interleave(met.sum(1)), game.along(images, orders, met))
+            for images, orders, met in parts
+        ]
+    )
     place = np.argwhere(wanted)
 
     def of(i: int) -> tuple[int, list[int]]:

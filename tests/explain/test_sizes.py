@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from shapray.explain import sizes
 from shapray.explain.sizes import BINS, Marginals, bins_of, marginals_by_size, means, size_rows
 from shapray.shapley.coalitions import image_seed
 from shapray.shapley.game import FunctionGame, NonFiniteValue
@@ -114,6 +115,14 @@ def test_the_error_is_that_of_many_repeats():
     spread, claimed = (np.array(x)[:, :n, inner] for x in list(zip(*repeats, strict=True))[:2])
     ratio = spread.var(0, ddof=1) / np.nanmean(claimed**2, axis=0)
     assert (np.abs(ratio - 1) < 4 * np.sqrt(2 / n_times)).all()
+
+
+def test_outputs_come_in_parts_that_have_room(monkeypatch):
+    toy, _ = brute_force.random_game(9, seed=8)
+    whole = played(as_game(toy, 9, 5), 4)
+    monkeypatch.setattr(sizes, "OUTPUT_BYTES", 4 * 10 * 3)  # of three permutations
+    parts = played(as_game(toy, 9, 5), 4)
+    np.testing.assert_array_equal(whole.beyond, parts.beyond)
 
 
 def test_null_players_are_worth_nothing_at_every_size():
