@@ -34,6 +34,37 @@ def shapley(values: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+def interactions(values: np.ndarray) -> np.ndarray:
+    """(n, n): the sum over all subsets S without i and j of |S|! (n-|S|-2)! / (n-1)! times
+    v(S with both) - v(S with i) - v(S with j) + v(S); 0 on the diagonal.
+
+    Args:
+        values: (2**n,), of every coalition, numbered as in `subsets`.
+    """
+    n = len(values).bit_length() - 1
+    found = np.zeros((n, n))
+    for i in range(n):
+        for j in set(range(n)) - {i}:
+            for s in range(2**n):
+                if s >> i & 1 == s >> j & 1 == 0:
+                    size = s.bit_count()
+                    weight = math.factorial(size) * math.factorial(n - size - 2)
+                    both = values[s + 2**i + 2**j] - values[s + 2**i] - values[s + 2**j] + values[s]
+                    found[i, j] += weight / math.factorial(n - 1) * both
+    return found
+
+
+def marginals_by_size(values: np.ndarray) -> np.ndarray:
+    """(n, n): row i, column s, the mean of v(S with i) - v(S) over all S of size s without i."""
+    n = len(values).bit_length() - 1
+    gains: list[list[list[float]]] = [[[] for _ in range(n)] for _ in range(n)]
+    for i in range(n):
+        for s in range(2**n):
+            if s >> i & 1 == 0:
+                gains[i][s.bit_count()].append(values[s + 2**i] - values[s])
+    return np.array([[np.mean(of_size) for of_size in of_player] for of_player in gains])
+
+
 def additive(weights: np.ndarray) -> tuple[Toy, np.ndarray]:
     """A coalition is worth the sum of its weights; so every player gets the own weight."""
     return lambda kept: kept @ weights, weights

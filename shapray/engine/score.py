@@ -1,8 +1,9 @@
 """Shapley values of a network's groups on images; whoever asks publishes them, or does not."""
 
+import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,14 +123,27 @@ def score_images(
         here = slice(start, start + at_once)
         game = split.game(images[here], None if labels is None else labels[here], scoring.value)
         seeds = [image_seed(scoring.seed, split.group.name, image_id) for image_id in ids[here]]
-        try:
+        with naming(split.group.name, ids[here]):
             found += estimate(game, asked, seeds, numbers[here], price.by)
-        except NonFiniteValue as error:
-            raise ValueError(
-                f"group {split.group.name}, image {ids[start + error.image]}: the value is "
-                f"{error.value} with the {len(error.coalition)} units {error.coalition} kept"
-            ) from error
     return found
+
+
+@contextlib.contextmanager
+def naming(group: str, ids: Sequence[str]) -> Iterator[None]:
+    """A value that is no number is one of a group and of an image with a name.
+
+    Args:
+        ids: of the game's images.
+    Raises:
+        ValueError: a value is not finite; names group, image and coalition.
+    """
+    try:
+        yield
+    except NonFiniteValue as error:
+        raise ValueError(
+            f"group {group}, image {ids[error.image]}: the value is "
+            f"{error.value} with the {len(error.coalition)} units {error.coalition} kept"
+        ) from error
 
 
 def try_images(
