@@ -138,7 +138,7 @@ class Explain(Section):
     """How the scores come about. `images`: calibration images on which further coalitions are
     evaluated for it, of each group; 0: only what follows from the scores and the network itself."""
 
-    images: Annotated[int, whole(0, 2**16)] = 32
+    images: Annotated[int, whole(0, 2**16)] = 64
 
 
 class Cluster(Section):

@@ -106,7 +106,8 @@ def play_again(
         images: (n, channels, height, width) float32, those that it may be played on; at least one.
         labels: (n,) int64, or None.
         ids: of the images; with the seed and the group they name an image's random streams.
-        scored: (n, n_units) the images' Shapley values, as scoring the group found them.
+        scored: (n_drawn, n_units) Shapley values of the first images, as scoring the group found
+            them. These were drawn from all; what images may follow are for `sampling` alone.
         asked: what for.
     Raises:
         ValueError: a value is not finite; names group, image and coalition.
@@ -119,8 +120,9 @@ class _Play:
 
     Attributes:
         n_active: (n_images,) int64.
-        is_ever_active: (n_units,) bool.
-        order: (n_images,) int64, the images in the order in which they come in.
+        of_drawn: (n_drawn,) int64, the same of the images that were drawn.
+        is_ever_active: (n_units,) bool, on these.
+        order: (n_drawn,) int64, the images in the order in which they come in.
     """
 
     def __init__(
@@ -136,8 +138,10 @@ class _Play:
         self.scored, self.asked, self.group = scored, asked, split.group.name
         every = np.arange(len(ids))
         active = np.concatenate([game.active.numpy() for game, _ in self._games(every, 1)])
-        self.n_active, self.is_ever_active = active.sum(1), np.any(active, axis=0)
-        self.order = np.array(sorted(every, key=lambda image: self._seed("images", int(image))))
+        self.n_active, self.is_ever_active = active.sum(1), np.any(active[: len(scored)], axis=0)
+        self.of_drawn = self.n_active[: len(scored)]
+        self.every = sorted(every.tolist(), key=lambda image: self._seed("images", image))
+        self.order = np.array([image for image in self.every if image < len(scored)])
         self.spent: dict[str, int] = {}
         self.room = SHARE * asked.n_evaluations
         if len(self._of_few_units(PARTS["sampling"] * self.room)) == 0:
@@ -160,7 +164,7 @@ class _Play:
         limit = self.asked.exact_max_players
 
         def cost(n_draws: int) -> np.ndarray:
-            of = [pairwise.n_evaluations(k, len(pairs), limit, n_draws) for k in self.n_active]
+            of = [pairwise.n_evaluations(k, len(pairs), limit, n_draws) for k in self.of_drawn]
             return np.array(of)
 
         if cost(pairwise.MIN_DRAWS).sum() > PARTS["interactions"] * self.room:
@@ -176,7 +180,7 @@ class _Play:
         return interaction_rows(self.group, pairs, found)
 
     def _sizes(self) -> pa.Table:
-        inner = np.maximum(self.n_active - 1, 0)
+        inner = np.maximum(self.of_drawn - 1, 0)
         chosen, n_pairs = self._affordable("sizes", lambda n: 2 * n * inner + 2, 1)
         found = self._play(
             "sizes",
@@ -189,7 +193,7 @@ class _Play:
         return size_rows(self.group, found)
 
     def _additivity(self) -> pa.Table:
-        chosen, _ = self._affordable("additivity", lambda n: n * (2 * self.n_active + 2), 1, 1)
+        chosen, _ = self._affordable("additivity", lambda n: n * (2 * self.of_drawn + 2), 1, 1)
         found = self._play("additivity", chosen, lambda game, here: additivity(game), 2)
         return additivity_rows(self.group, found)
 
@@ -210,7 +214,7 @@ class _Play:
     def _of_few_units(self, room: float) -> np.ndarray:
         """Images to enumerate: in turn one of each number of active units, the fewest first."""
         waiting = {
-            k: [image for image in self.order if self.n_active[image] == k]
+            k: [image for image in self.every if self.n_active[image] == k]
             for k in range(1, most_players(self.split.n_outputs) + 1)
         }
         chosen: list[int] = []
