@@ -101,6 +101,7 @@ def write_job(folder: Path, **overrides) -> Path:
         "score": {"exact_max_players": 6, "precision": "float32"},
         "cluster": {"workers": 2, "images_per_task": 2, "device": "cpu"},
         "prune": {"rank_by": "mean_abs", "curve": [0.5], "random_seeds": [0, 1], "export": []},
+        "explain": {"images": 0},
         "output": str(folder / "out"),
     }
     for key, value in overrides.items():
