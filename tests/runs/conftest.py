@@ -15,5 +15,5 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "shared", False)
-        assert main([str(write_job(folder)), "prune.export=[pt2]"]) == 0
+        assert main([str(write_job(folder)), "prune.export=[pt2]", "explain.images=8"]) == 0
     return folder / "out"

@@ -1,0 +1,99 @@
+"""What a run says of how its scores come about."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import spearmanr
+from tiny import write_job
+
+from shapray.run import main
+from shapray.storage.explained import TABLES
+from shapray.storage.run_directory import RunDirectory
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    monkeypatch.setattr(RunDirectory, "shared", False)
+
+
+def explained(folder):
+    return {name: pq.read_table(folder / f"explain/{name}.parquet") for name in TABLES}
+
+
+def test_every_table_is_there_and_speaks_of_every_group(finished):
+    found = explained(finished)
+    scores = pq.read_table(finished / "scores.parquet")
+    for name, table in found.items():
+        assert table.schema.equals(TABLES[name]), name
+    units = found["units"]
+    assert units.select(["group", "unit"]).equals(scores.select(["group", "unit"]))
+    for name in ("correlations", "sizes", "additivity", "extremes", "cards"):
+        assert set(found[name]["group"].to_pylist()) == set(scores["group"].to_pylist()), name
+    assert len(found["class_removal"]) == 3 * 10
+
+
+def test_the_units_are_the_runs_own(finished):
+    units = pq.read_table(finished / "explain/units.parquet").to_pandas()
+    scores = pq.read_table(finished / "scores.parquet").to_pandas()
+    plan = json.loads((finished / "prune/plan.json").read_text())["groups"]
+    np.testing.assert_allclose(units["positive"] + units["negative"], scores["mean"], atol=1e-6)
+    np.testing.assert_allclose(units["positive"] - units["negative"], scores["mean_abs"], atol=1e-6)
+    for group, rows in units.groupby("group"):
+        assert rows["unit"][rows["removed"]].tolist() == plan[group]["removed"]
+    classes = pq.read_table(finished / "class_scores.parquet").to_pandas()
+    best = classes.loc[classes.groupby(["group", "unit"])["mean"].idxmax()]
+    expected = best.set_index(["group", "unit"])["label"]
+    assert (units.set_index(["group", "unit"])["serves"] == expected).all()
+    unsure = units["misplaced"]
+    assert unsure.between(0, 1).all()
+    assert unsure.max() > 0  # 24 images tell little
+
+
+def test_the_correlations_are_of_the_scores_and_the_columns_beside_them(finished):
+    units = pq.read_table(finished / "explain/units.parquet").to_pandas()
+    scores = pq.read_table(finished / "scores.parquet").to_pandas()
+    both = scores.merge(units, on=["group", "unit"])
+    for row in pq.read_table(finished / "explain/correlations.parquet").to_pylist():
+        rows = both[both["group"] == row["group"]]
+        if row["correlation"] is None:  # a constant column says nothing
+            assert rows[row["other"]].nunique() == 1
+            continue
+        expected = spearmanr(rows[row["score"]], rows[row["other"]]).statistic
+        assert row["correlation"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_run_again_explains_only_what_has_changed(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    asked = [str(write_job(tmp_path)), "prune.export=[pt2]", "explain.images=8"]
+    before = {name: (tmp_path / f"out/explain/{name}.parquet").read_bytes() for name in TABLES}
+    assert main(asked) == 0
+    stage = json.loads((tmp_path / "out/run.json").read_text())["stages"]["explain"]
+    assert stage["groups_found_done"] == stage["groups"] == 4
+    (tmp_path / "out/explain/sizes.parquet").write_bytes(b"torn")
+    assert main(asked) == 0
+    after = explained(tmp_path / "out")
+    for name, data in before.items():
+        pq_before = pq.read_table(io.BytesIO(data))
+        assert after[name].equals(pq_before), name
+
+
+def test_images_without_labels_are_explained_as_far_as_that_goes(tmp_path):
+    job = write_job(
+        tmp_path, score__value="neg_kl_divergence", data__calibration__label_column=None
+    )
+    assert main([str(job), "explain.images=4", "prune.curve=[]", "prune.criteria=[]"]) == 0
+    units = pq.read_table(tmp_path / "out/explain/units.parquet")
+    assert units["serves"].null_count == len(units)
+    assert units["leave_one_out"].null_count == 0
+    assert not (tmp_path / "out/explain/class_removal.parquet").exists()
+
+
+def test_nothing_is_explained_where_nothing_is_asked_for(tmp_path):
+    job = write_job(tmp_path)
+    assert main([str(job), "prune.curve=[]", "prune.criteria=[]"]) == 0
+    assert not (tmp_path / "out/explain").exists()
+    assert "explain" not in json.loads((tmp_path / "out/run.json").read_text())["stages"]
