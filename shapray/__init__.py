@@ -6,6 +6,7 @@ network that a job left, `tables` its tables.
 
 from importlib.metadata import version
 
+from shapray.analysis.comparison import compare
 from shapray.analysis.tables import Tables, tables
 from shapray.api import Scores, score
 from shapray.compression import compress, plan, prune, repair
@@ -16,6 +17,7 @@ __all__ = [
     "Quality",
     "Scores",
     "Tables",
+    "compare",
     "compress",
     "evaluate",
     "load_pruned",
