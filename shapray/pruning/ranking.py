@@ -50,7 +50,7 @@ def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) 
     Raises:
         ValueError: a score is not finite (what was not measured cannot be ranked).
     """
-    by = _own(table, prune)
+    by = own_criteria(table, prune)
     label = "shapley" if prune.rank_by == (AUTO,) else _label(by)
     asked = [(label, by), *((name, (name,)) for name in prune.compared)]
     found: list[Ranking] = []
@@ -60,12 +60,13 @@ def rankings(table: pa.Table, prune: Prune, macs_per_unit: Mapping[str, float]) 
         seeds = prune.random_seeds if names == ("random",) else (None,)
         for seed in seeds if found else seeds[:1]:  # the job's own is one ranking
             parts = [_scores(table, name, seed) for name in names]
-            scores = parts[0] if len(parts) == 1 else _ranks_summed(parts)
-            if prune.per_multiply_add and names != ("random",):
-                scores = {
-                    group: _per_cost(values, macs_per_unit[group])
-                    for group, values in scores.items()
-                }
+            by_cost = prune.per_multiply_add and names != ("random",)
+            scores = {
+                group: together(
+                    [part[group] for part in parts], macs_per_unit[group] if by_cost else None
+                )
+                for group in parts[0]
+            }
             found.append(Ranking(label, seed, scores))
     return found
 
@@ -86,7 +87,7 @@ def _best(prune: Prune) -> tuple[str, ...]:
     return ("obs", "mean_abs") if repaired else ("mean_abs",)
 
 
-def _own(table: pa.Table, prune: Prune) -> tuple[str, ...]:
+def own_criteria(table: pa.Table, prune: Prune) -> tuple[str, ...]:
     """What the job's own ranking is by. `auto` makes do with what could be computed."""
     if prune.rank_by != (AUTO,):
         return prune.rank_by
@@ -125,16 +126,25 @@ def _scores(table: pa.Table, name: str, seed: int | None) -> dict[str, np.ndarra
     return scores
 
 
+def together(parts: Sequence[np.ndarray], cost: float | None) -> np.ndarray:
+    """One number for each unit of a group, larger = more worth keeping.
+
+    Args:
+        parts: (..., n_units) by each criterion of a ranking.
+        cost: multiply-adds that go with a unit, if its worth is for what it costs.
+    """
+    scores = parts[0] if len(parts) == 1 else _ranks_summed(parts)
+    return scores if cost is None else _per_cost(scores, cost)
+
+
 def _per_cost(scores: np.ndarray, cost: float) -> np.ndarray:
     """Worth for what a unit costs. Of a unit that does harm, below zero, the more goes the better:
     its score is multiplied, so that the dearest go first, still before all that do good."""
     return np.where(scores > 0, scores / cost, scores * cost)
 
 
-def _ranks_summed(parts: Sequence[Scores]) -> dict[str, np.ndarray]:
-    """Per group, the places by each criterion added up: 0 for the first to go by all of them."""
-    return {
-        group: np.sum([part[group].argsort(kind="stable").argsort() for part in parts], axis=0)
-        / (len(parts) * len(parts[0][group]))
-        for group in parts[0]
-    }
+def _ranks_summed(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The places by each criterion added up: 0 for the first to go by all of them."""
+    places = [part.argsort(axis=-1, kind="stable").argsort(axis=-1) for part in parts]
+    total = np.sum(np.broadcast_arrays(*places), axis=0)
+    return total / (len(parts) * parts[0].shape[-1])
