@@ -28,7 +28,8 @@ def main() -> None:
     where = Path(shapray.__file__).parent
     assert where != REPOSITORY / "shapray", f"{where} is the checkout, not an installed package"
     found = [module.name for module in pkgutil.walk_packages([str(where)], "shapray.")]
-    modules = [name for name in found if name != "shapray.prune"]  # a command, see there
+    commands = ("shapray.prune", "shapray.compare")  # only run, see there
+    modules = [name for name in found if name not in commands]
     for name in modules:
         importlib.import_module(name)
     print(f"shapray {shapray.__version__} in {where}: {len(modules)} modules")

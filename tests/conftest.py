@@ -1,13 +1,15 @@
-"""What holds for every test, and the Ray that tests share."""
+"""What holds for every test, and the Ray and the run that tests share."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import ray
 import torch
-from tiny import start_ray
+from tiny import start_ray, write_job
 
 from shapray.pruning.latency import compared_latency
+from shapray.run import main
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker import cutter
 
@@ -48,3 +50,13 @@ def no_ray():
 def in_process(monkeypatch):
     """A run's worker is this process, as with ``memory://``, though its files are in a folder."""
     monkeypatch.setattr(RunDirectory, "shared", False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The run directory of an undisturbed run with its worker in this process; only to be read."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "shared", False)
+        assert main([str(write_job(folder)), "prune.export=[pt2]", "explain.images=8"]) == 0
+    return folder / "out"

@@ -17,6 +17,7 @@ from shapray.pruning.curve import losses_table
 from shapray.pruning.cuts import Losses
 from shapray.pruning.ranking import Ranking
 from shapray.storage import names
+from shapray.storage.criteria import CRITERIA
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import LOSSES
 
@@ -52,7 +53,8 @@ def has_criterion(scores: pa.Table, name: str, made_of: str) -> bool:
 
 def with_criterion(scores: pa.Table, name: str, values: np.ndarray, made_of: str) -> pa.Table:
     """A table of scores with a criterion's column, (n_rows,)."""
-    field = pa.field(name, pa.float64(), nullable=False, metadata={_MADE_OF: made_of.encode()})
+    field = CRITERIA[name]
+    field = field.with_metadata({**(field.metadata or {}), _MADE_OF: made_of.encode()})
     return scores.append_column(field, pa.array(values, pa.float64()))
 
 
@@ -68,7 +70,7 @@ def with_kept_criteria(scores: pa.Table, earlier: pa.Table | None, made_of: str)
     earlier = earlier.filter(pa.array([name in groups for name in earlier["group"].to_pylist()]))
     if not earlier.select(_UNITS).equals(scores.select(_UNITS)):
         return scores
-    for name in earlier.column_names:
+    for name in (name for name in earlier.column_names if name in CRITERIA):
         if has_criterion(earlier, name, made_of):
             scores = with_criterion(scores, name, earlier[name].to_numpy(), made_of)
     return scores

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shapray.driver import picture
 from shapray.driver.certainty import Certainty, in_words, median, percent
 from shapray.driver.plan import Plan
 from shapray.storage import names
@@ -48,7 +49,7 @@ def show(
     certainties: Sequence[Certainty],
     metrics: dict[str, Any],
 ) -> None:
-    """Print the two tables and the run directory.
+    """Print the two tables, the picture of the cut and the run directory.
 
     Args:
         certainties: of the groups' scores.
@@ -78,6 +79,7 @@ def show(
         + in_words(sure, len(plan.setup.calibration))
     )
     show_cuts(console, metrics)
+    picture.show_cut(console, plan)
     console.print(f"all files are in {store.shown}")
 
 

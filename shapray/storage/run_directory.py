@@ -124,16 +124,21 @@ class RunDirectory:
         Raises:
             StorageError: it cannot be listed.
         """
+        return self._listed(path, "directory")
+
+    def files(self, path: str) -> list[str]:
+        """The same of the files."""
+        return self._listed(path, "file")
+
+    def _listed(self, path: str, kind: str) -> list[str]:
         try:
-            found = patiently(lambda: self.fs.ls(f"{self.root}/{path}", detail=True))
+            found = patiently(lambda: self.fs.ls(f"{self.root}/{path}".rstrip("/"), detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         except Exception as error:
             raise self.failed("list", path, error) from error
         return sorted(
-            entry["name"].rstrip("/").rpartition("/")[2]
-            for entry in found
-            if entry["type"] == "directory"
+            entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == kind
         )
 
     def failed(self, verb: str, path: str, error: Exception) -> StorageError:
