@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shapray.cluster.pool import Failure
 from shapray.config import Score
-from shapray.driver.certainty import Certainty
+from shapray.storage.certainty import Certainty
 from shapray.errors import StorageError
 from shapray.network.group import Group
 from shapray.shapley.pilot import FEWEST_IMAGES, USUAL, Pilot, Price

@@ -12,7 +12,7 @@ import pyarrow as pa
 from shapray.cluster.pool import Counts, Failure
 from shapray.driver import prices as pricing
 from shapray.driver import summary
-from shapray.driver.certainty import Certainty, percent
+from shapray.storage.certainty import Certainty, percent
 from shapray.driver.crew import Crew
 from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
 from shapray.driver.plan import Plan, check_exact, groups_table
