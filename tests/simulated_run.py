@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ SIZES = {"conv1": 12, "layer1.0.conv1": 16, "layer2.0.conv1": 32, "fc1": 24}
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OTHERS = ("activation", "active_fraction", "l1_norm", "taylor", "leave_one_out", "unrepaired")
 N_CARDS, N_PICTURES = 3, 4  # of each end; of each direction
+PRICES = (2, 8, 32)
 
 
 def simulated_run(
@@ -203,9 +205,7 @@ def _class_scores(
     rng: np.random.Generator, group: str, s: Mapping[str, np.ndarray], labels: range
 ) -> pa.Table:
     n, k = len(s["mean"]), len(labels)
-    rows = {
-        name: np.repeat(values, k) for name, values in _score_rows(group, s).items()
-    }
+    rows = {name: np.repeat(values, k) for name, values in _score_rows(group, s).items()}
     mean = rows["mean"] * rng.gamma(1.0, 1.0, n * k)
     rows |= {"label": np.tile(np.arange(k), n), "mean": mean, "n_images": np.full(n * k, 25)}
     return _table(rows, schemas.CLASS_SCORES)
@@ -249,168 +249,217 @@ def _explained(
 ) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for group, s in scores.items():
-        n, order = len(s["mean"]), np.argsort(s["mean_abs"])[::-1]
-        gone, top, bottom = set(removed[group]), order[:n_cards], order[-n_cards:]
-        cut = np.sort(s["mean_abs"])[len(gone)]
-        for unit in range(n):
-            away = abs(s["mean_abs"][unit] - cut) / s["error"][unit]
-            found["units"].append(
-                {
-                    "group": group,
-                    "unit": unit,
-                    "positive": s["positive"][unit],
-                    "negative": s["negative"][unit],
-                    "negative_share": rng.uniform(0, 0.6),
-                    "activation": rng.gamma(1.0),
-                    "l1_norm": rng.gamma(2.0),
-                    "taylor": s["mean_abs"][unit] * 0.1,
-                    "leave_one_out": s["mean"][unit] * 0.6,
-                    "unrepaired": rng.gamma(1.0),
-                    "selectivity": rng.uniform(0, 0.9),
-                    "activation_selectivity": rng.uniform(0, 0.5),
-                    "serves": int(rng.integers(len(labels))),
-                    "removed": unit in gone,
-                    "misplaced": float(np.exp(-(away**2) / 2) / 2),
-                }
-            )
-        for score in ("mean", "mean_abs"):
-            for other in OTHERS:
-                r = rng.uniform(-0.2, 0.9)
-                row = {"group": group, "score": score, "other": other, "correlation": r}
-                ends = {"low": r - 0.3, "high": min(1.0, r + 0.2), "n_units": n}
-                found["correlations"].append(row | ends)
-        for kind, units in (("top", top), ("bottom", bottom), ("across", (top[0], bottom[0]))):
-            for i, unit in enumerate(units):
-                for other in units[i + 1 :]:
-                    found["interactions"].append(
-                        {
-                            "group": group,
-                            "unit": int(min(unit, other)),
-                            "other": int(max(unit, other)),
-                            "kind": kind,
-                            "interaction": rng.normal(-0.02, 0.03),
-                            "standard_error": 0.004,
-                            "total_error": 0.009,
-                            "n_images": 64,
-                            "n_exact": 11,
-                        }
-                    )
-        for unit in (None, int(top[0]), int(bottom[-1])):
-            mean = s["mean"].sum() if unit is None else s["mean"][unit]
-            for place in range(8):
-                found["sizes"].append(
-                    {
-                        "group": group,
-                        "unit": unit,
-                        "size_from": place / 8,
-                        "size_to": (place + 1) / 8,
-                        "marginal": float(mean * (1.8 - 0.2 * place)),
-                        "standard_error": float(abs(mean) * 0.06),
-                        "n_images": 256,
-                    }
-                )
-        total = float(s["mean"].sum())
-        found["additivity"].append(
+        order = np.argsort(s["mean_abs"])[::-1].tolist()
+        ends = order[:n_cards], order[-n_cards:]
+        found["units"] += _units(rng, group, s, removed[group], labels)
+        found["correlations"] += _correlations(rng, group, len(order))
+        found["interactions"] += _interactions(rng, group, *ends)
+        found["sizes"] += _sizes(group, s["mean"], order)
+        found["additivity"].append(_additivity(group, float(s["mean"].sum())))
+        found["negatives"] += _negatives(rng, group, s, labels)
+        found["sampling"] += _sampling(rng, group)
+        found["flips"] += [_flips(group, p, len(removed[group])) for p in PRICES]
+        found["cards"] += _cards(rng, group, ends, labels, side)
+    first = next(iter(scores))
+    for unit in {row["unit"] for row in found["cards"] if row["group"] == first}:
+        kernel = {"picture": _picture(rng, 3, "PNG"), "height": 3, "width": 3}
+        found["kernels"].append({"group": first, "unit": unit} | kernel)
+    found["class_removal"] = [row for label in labels for row in _class_removal(label, first)]
+    return found
+
+
+def _units(
+    rng: np.random.Generator,
+    group: str,
+    s: Mapping[str, np.ndarray],
+    removed: np.ndarray,
+    labels: range,
+) -> list[dict[str, Any]]:
+    away = (s["mean_abs"] - np.sort(s["mean_abs"])[len(removed)]) / s["error"]
+    return [
+        {
+            "group": group,
+            "unit": unit,
+            "positive": s["positive"][unit],
+            "negative": s["negative"][unit],
+            "negative_share": rng.uniform(0, 0.6),
+            "activation": rng.gamma(1.0),
+            "l1_norm": rng.gamma(2.0),
+            "taylor": s["mean_abs"][unit] * 0.1,
+            "leave_one_out": s["mean"][unit] * 0.6,
+            "unrepaired": rng.gamma(1.0),
+            "selectivity": rng.uniform(0, 0.9),
+            "activation_selectivity": rng.uniform(0, 0.5),
+            "serves": int(rng.integers(len(labels))),
+            "removed": unit in set(removed.tolist()),
+            "misplaced": float(np.exp(-(away[unit] ** 2) / 2) / 2),
+        }
+        for unit in range(len(away))
+    ]
+
+
+def _correlations(rng: np.random.Generator, group: str, n: int) -> list[dict[str, Any]]:
+    rows = []
+    for score in ("mean", "mean_abs"):
+        for other in OTHERS:
+            r = rng.uniform(-0.2, 0.9)
+            row = {"group": group, "score": score, "other": other, "correlation": r}
+            rows.append(row | {"low": r - 0.3, "high": min(1.0, r + 0.2), "n_units": n})
+    return rows
+
+
+def _interactions(
+    rng: np.random.Generator, group: str, top: list[int], bottom: list[int]
+) -> list[dict[str, Any]]:
+    pairs = [("top", *pair) for pair in combinations(top, 2)]
+    pairs += [("bottom", *pair) for pair in combinations(bottom, 2)]
+    pairs.append(("across", top[0], bottom[0]))
+    return [
+        {
+            "group": group,
+            "unit": min(unit, other),
+            "other": max(unit, other),
+            "kind": kind,
+            "interaction": rng.normal(-0.02, 0.03),
+            "standard_error": 0.004,
+            "total_error": 0.009,
+            "n_images": 64,
+            "n_exact": 11,
+        }
+        for kind, unit, other in pairs
+    ]
+
+
+def _sizes(group: str, means: np.ndarray, order: list[int]) -> list[dict[str, Any]]:
+    worth = {None: means.sum(), order[0]: means[order[0]], order[-1]: means[order[-1]]}
+    return [
+        {
+            "group": group,
+            "unit": unit,
+            "size_from": place / 8,
+            "size_to": (place + 1) / 8,
+            "marginal": float(mean * (1.8 - 0.2 * place)),
+            "standard_error": float(abs(mean) * 0.06),
+            "n_images": 256,
+        }
+        for unit, mean in worth.items()
+        for place in range(8)
+    ]
+
+
+def _additivity(group: str, total: float) -> dict[str, Any]:
+    return {
+        "group": group,
+        "n_images": 256,
+        "value_all": -0.8,
+        "value_none": -0.8 - total,
+        "alone": 1.7 * total,
+        "last": 0.4 * total,
+        "alone_error": 0.1 * total,
+        "last_error": 0.05 * total,
+    }
+
+
+def _negatives(
+    rng: np.random.Generator, group: str, s: Mapping[str, np.ndarray], labels: range
+) -> list[dict[str, Any]]:
+    rows = []
+    for unit in np.flatnonzero(s["mean"] < 0).tolist():
+        change = rng.normal(0.0, 0.006)
+        rows.append(
             {
                 "group": group,
-                "n_images": 256,
-                "value_all": -0.8,
-                "value_none": -0.8 - total,
-                "alone": 1.7 * total,
-                "last": 0.4 * total,
-                "alone_error": 0.1 * total,
-                "last_error": 0.05 * total,
+                "unit": unit,
+                "mean": s["mean"][unit],
+                "total_error": s["error"][unit],
+                "negative_share": 0.61,
+                "label": int(rng.integers(len(labels))),
+                "label_share": 0.43,
+                "loss_change": change,
+                "loss_low": change - 0.004,
+                "loss_high": change + 0.004,
+                "top1_change": 0.0005,
+                "n_images": 2000,
             }
         )
-        for unit in np.flatnonzero(s["mean"] < 0):
-            found["negatives"].append(
-                {
-                    "group": group,
-                    "unit": int(unit),
-                    "mean": s["mean"][unit],
-                    "total_error": s["error"][unit],
-                    "negative_share": 0.61,
-                    "label": int(rng.integers(len(labels))),
-                    "label_share": 0.43,
-                    "loss_change": -0.004,
-                    "loss_low": -0.008,
-                    "loss_high": -0.001,
-                    "top1_change": 0.0005,
-                    "n_images": 2000,
-                }
-            )
-        for permutations in (2, 8, 32):
-            for image in range(12):
-                found["sampling"].append(
-                    {
-                        "group": group,
-                        "image_id": f"image-{image:04d}",
-                        "n_active": 4 + image % 8,
-                        "permutations": permutations,
-                        "error": float(rng.gamma(3.0) / permutations),
-                        "n_seeds": 20,
-                    }
-                )
-            found["flips"].append(
-                {
-                    "group": group,
-                    "permutations": permutations,
-                    "n_images": 12,
-                    "n_cut": len(gone),
-                    "another_cut": float(min(1.0, 2.4 / permutations)),
-                    "n_other": 1.5 / permutations,
-                    "n_seeds": 20,
-                }
-            )
-        for end, units in (("top", top), ("bottom", bottom[::-1])):
-            for unit in map(int, units):
-                for direction, sign in (("up", 1), ("down", -1)):
-                    for rank in range(1, N_PICTURES + 1):
-                        found["cards"].append(
-                            {
-                                "group": group,
-                                "unit": unit,
-                                "end": end,
-                                "direction": direction,
-                                "rank": rank,
-                                "image_id": f"image-{rng.integers(256):04d}",
-                                "label": int(rng.integers(len(labels))),
-                                "value": sign * float(rng.gamma(2.0)) / rank,
-                                "picture": _picture(rng, side, "JPEG"),
-                                "where": [float(x) for x in rng.normal(0, 0.1, 64)],
-                                "where_height": 8,
-                                "where_width": 8,
-                            }
-                        )
-                if group == next(iter(scores)):
-                    kernel = {"picture": _picture(rng, 3, "PNG"), "height": 3, "width": 3}
-                    found["kernels"].append({"group": group, "unit": unit} | kernel)
-    groups = list(scores)
-    for label in labels:
-        for removed_by, after, others in (
-            ("class", 0.2, 0.7),
-            ("random", 0.6, 0.65),
-            ("score", 0.3, 0.31),
-        ):
-            found["class_removal"].append(
-                {
-                    "label": label,
-                    "removed": removed_by,
-                    "n_units": 8,
-                    "units": [f"{groups[0]}/{unit}" for unit in range(8)],
-                    "n_images": 200,
-                    "n_others": 1800,
-                    "top1_before": 0.8,
-                    "top1_after": after,
-                    "top1_low": after - 0.05,
-                    "top1_high": after + 0.05,
-                    "others_before": 0.82,
-                    "others_after": others,
-                    "others_low": others - 0.02,
-                    "others_high": others + 0.02,
-                }
-            )
-    return found
+    return rows
+
+
+def _sampling(rng: np.random.Generator, group: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": group,
+            "image_id": f"image-{image:04d}",
+            "n_active": 4 + image % 8,
+            "permutations": price,
+            "error": float(rng.gamma(3.0) / price),
+            "n_seeds": 20,
+        }
+        for price in PRICES
+        for image in range(12)
+    ]
+
+
+def _flips(group: str, price: int, n_cut: int) -> dict[str, Any]:
+    return {
+        "group": group,
+        "permutations": price,
+        "n_images": 12,
+        "n_cut": n_cut,
+        "another_cut": min(1.0, (1.5 + len(group) / 10) / price),
+        "n_other": 1.5 / price,
+        "n_seeds": 20,
+    }
+
+
+def _cards(
+    rng: np.random.Generator, group: str, ends: Sequence[list[int]], labels: range, side: int
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": group,
+            "unit": unit,
+            "end": end,
+            "direction": direction,
+            "rank": rank,
+            "image_id": f"image-{rng.integers(256):04d}",
+            "label": int(rng.integers(len(labels))),
+            "value": sign * float(rng.gamma(2.0)) / rank,
+            "picture": _picture(rng, side, "JPEG"),
+            "where": _bump(rng),
+            "where_height": 8,
+            "where_width": 8,
+        }
+        for end, units in zip(("top", "bottom"), ends)
+        for unit in units
+        for direction, sign in (("up", 1), ("down", -1))
+        for rank in range(1, N_PICTURES + 1)
+    ]
+
+
+def _class_removal(label: int, group: str) -> list[dict[str, Any]]:
+    units = [f"{group}/{unit}" for unit in range(8)]
+    rows = []
+    for removed, after, others in (
+        ("class", 0.2, 0.7),
+        ("random", 0.6, 0.65),
+        ("score", 0.3, 0.31),
+    ):
+        top1 = after + 0.01 * (label % 7)
+        row = {"label": label, "removed": removed, "n_units": 8, "units": units}
+        row |= {"n_images": 200, "n_others": 1800, "top1_before": 0.8, "top1_after": top1}
+        row |= {"top1_low": top1 - 0.05, "top1_high": top1 + 0.05, "others_before": 0.82}
+        ends = {"others_low": others - 0.02, "others_high": others + 0.02}
+        rows.append(row | {"others_after": others} | ends)
+    return rows
+
+
+def _bump(rng: np.random.Generator) -> list[float]:
+    """A heat map of 8 x 8 with one place that adds and one that takes."""
+    y, x = np.mgrid[:8, :8]
+    (y1, x1), (y2, x2) = rng.uniform(1, 6, (2, 2))
+    adds, takes = (np.exp(-((y - b) ** 2 + (x - a) ** 2) / 3) for b, a in ((y1, x1), (y2, x2)))
+    return [float(value) for value in (adds - 0.6 * takes).ravel()]
 
 
 def _picture(rng: np.random.Generator, side: int, form: str) -> bytes:

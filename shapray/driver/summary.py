@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shapray.storage.certainty import Certainty, in_words, median, percent
 from shapray.driver.plan import Plan
 from shapray.storage import names
+from shapray.storage.certainty import Certainty, in_words, median, percent
 from shapray.storage.run_directory import RunDirectory
 
 _SHOWN = (

@@ -36,11 +36,15 @@ def section(run: Run) -> Section:
 def _groups(run: Run, table: pa.Table) -> Iterator[dict[str, Any]]:
     cards = by_group(table)
     kernels = run.explained.get("kernels")
-    pictures = {} if kernels is None else {
-        (row["group"], row["unit"]): row["picture"]
-        for row in kernels.to_pylist()
-        if row["picture"] is not None
-    }
+    pictures = (
+        {}
+        if kernels is None
+        else {
+            (row["group"], row["unit"]): row["picture"]
+            for row in kernels.to_pylist()
+            if row["picture"] is not None
+        }
+    )
     limit = min(_SPRITE, _ALL_SPRITES // max(1, len(cards)))
     for number, (group, rows) in enumerate(cards.items()):
         of_units = _by_unit(rows.to_pylist())
@@ -71,7 +75,9 @@ def _groups(run: Run, table: pa.Table) -> Iterator[dict[str, Any]]:
 
 def _by_unit(rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     """The rows of each unit, those of the top first; of a unit those that raise its score first."""
-    rows = sorted(rows, key=lambda row: (row["end"] != "top", row["direction"] != "up", row["rank"]))
+    rows = sorted(
+        rows, key=lambda row: (row["end"] != "top", row["direction"] != "up", row["rank"])
+    )
     units: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         of_unit = units.setdefault(row["unit"], [])
@@ -83,7 +89,7 @@ def _by_unit(rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
 def _coupled(run: Run, group: str) -> Markup:
     """Modules that lose channels with a unit of the group."""
     rows = [] if run.groups is None else run.groups.to_pylist()
-    modules = next((row["modules"] for row in rows if row["group"] == group), [])
+    modules: list[str] = next((row["modules"] for row in rows if row["group"] == group), [])
     shown = Markup(", ").join(wording.named(name) for name in modules[:N_MODULES])
     more = len(modules) - N_MODULES
     return shown + (f" and {more} more" if more > 0 else "")
@@ -117,7 +123,9 @@ def _card(
         "wrong": wording.percent(facts.get("misplaced"))
         if wording.known(facts.get("misplaced"))
         else None,
-        "kernel": _crop(made, key, kernel, "Its kernel on the image's channels") if kernel else None,
+        "kernel": _crop(made, key, kernel, "Its kernel on the image's channels")
+        if kernel
+        else None,
         "directions": [
             {"title": title, "pictures": pictures}
             for direction, title in _DIRECTIONS

@@ -1,17 +1,28 @@
 """Which units serve which class, and what the class loses without them."""
 
 import heapq
+import math
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.cards import card_key
-from shapray.report.parts import Cell, Grid, Missing, Section, not_explained, num, text, with_interval
+from shapray.report.parts import (
+    Cell,
+    Grid,
+    Missing,
+    Section,
+    not_explained,
+    num,
+    text,
+    with_interval,
+)
 from shapray.report.plots import INK, MARKERS, SERIES, Plot, plot, strips
 from shapray.report.read import Run, array
 from shapray.report.scores import tagged
@@ -57,14 +68,16 @@ def _serving(run: Run) -> dict[int, list[tuple[float, str, int, float]]]:
     best: dict[int, list[tuple[float, str, int, float]]] = defaultdict(list)
     columns = ["group", "unit", "label", "mean", "total_error"]
     for part in run.class_scores(columns):
-        groups, units = part["group"].to_pylist(), part["unit"].to_numpy()
         labels, mean = part["label"].to_numpy(), array(part, "mean")
-        error = array(part, "total_error")
-        for label in np.unique(labels).tolist():
-            at = np.flatnonzero(labels == label)
-            at = at[np.argsort(-mean[at], kind="stable")[:N_SERVING]]
-            found = [(float(mean[i]), groups[i], int(units[i]), float(error[i])) for i in at]
-            best[label] = heapq.nlargest(N_SERVING, best[label] + found, key=lambda one: one[0])
+        order = np.lexsort((-mean, labels))
+        starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+        place = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+        for row in part.take(pa.array(order[place < N_SERVING])).to_pylist():
+            error = row["total_error"]
+            found = (row["mean"], row["group"], row["unit"], math.nan if error is None else error)
+            best[row["label"]].append(found)
+        for label, of in best.items():
+            best[label] = heapq.nlargest(N_SERVING, of, key=lambda one: one[0])
     return dict(sorted(best.items()))
 
 
@@ -95,14 +108,14 @@ def _grid(
     for label, found in serving.items():
         name = wording.class_name(label, run.record.class_names)
         most = Markup("<br>").join(
-            Markup("{} <small class='in'>{} ± {}</small>").format(
+            Markup("{} <small>{} ± {}</small>").format(
                 _unit(run, carded, group, unit), wording.number(mean), wording.number(error, 2)
             )
             for mean, group, unit, error in found
         )
         own = heapq.nlargest(N_SELECTIVE, selective[label], key=lambda one: one[0])
         alone = Markup("<br>").join(
-            Markup("{} <small class='in'>{}</small>").format(
+            Markup("{} <small>{}</small>").format(
                 _unit(run, carded, group, unit), wording.number(value, 2)
             )
             for value, group, unit in own
@@ -187,8 +200,8 @@ def _removal_plot(rows: list[dict[str, Any]]) -> Plot:
         axes.set(xlabel="change of other classes' accuracy", ylabel="of the class's own")
 
     facts = "; ".join(
-        f"without {_REMOVALS[kind]}: the class {wording.points(float(np.median(of, 0)[1]))}, others "
-        f"{wording.points(float(np.median(of, 0)[0]))}"
+        f"without {_REMOVALS[kind]}: the class {wording.points(float(np.median(of, 0)[1]))}, "
+        f"others {wording.points(float(np.median(of, 0)[0]))}"
         for kind, of in changes.items()
         if of
     )

@@ -68,14 +68,12 @@ def _grid(rows: list[Row]) -> Grid:
     for row in rows:
         by_group.setdefault(row["group"], {})[row["other"]] = row
     return Grid(
-        "Rank correlations of one score, with 95 % intervals",
+        "Rank correlations of one score, with 95% intervals",
         ["group", *(other.replace("_", " ") for other in others)],
         [
             [text(wording.named(group), f"{place:05d}")]
             + [
-                with_interval(
-                    of[other]["correlation"], of[other]["low"], of[other]["high"], _two
-                )
+                with_interval(of[other]["correlation"], of[other]["low"], of[other]["high"], _two)
                 if other in of
                 else Cell(wording.NONE)
                 for other in others

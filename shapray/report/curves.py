@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.parts import Grid, Missing, Section, num, text, with_interval
-from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, plot, segments
+from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, logarithmic, plot, segments
 from shapray.report.read import Run
 from shapray.storage import names
 
@@ -33,9 +33,7 @@ def section(run: Run) -> Section:
         _plot("accuracy", "top1", lines, whole, "Accuracy"),
         _plot("loss", "loss", lines, whole, "Loss (cross-entropy, nats)"),
     ]
-    return Section(
-        "curves", "Accuracy and loss by size", _content(None, plots, _grid(rows, whole))
-    )
+    return Section("curves", "Accuracy and loss by size", _content(None, plots, _grid(rows, whole)))
 
 
 def _content(missing: Any, plots: Sequence[Plot] = (), grid: Grid | None = None) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def _plot(key: str, column: str, lines: dict[str, list[Row]], whole: Row, title:
         if column == "top1":
             axes.yaxis.set_major_formatter(PercentFormatter(1, None))
         elif own and max(own) > 5 * min(own) > 0:
-            axes.set_yscale("log")
+            logarithmic(axes)
 
     facts = "; ".join(
         f"{name}: "
@@ -76,7 +74,7 @@ def _plot(key: str, column: str, lines: dict[str, list[Row]], whole: Row, title:
     shown = _shown(whole[column], column)
     return plot(
         f"curve-{key}",
-        f"{title} against the multiply-adds that are left. Whiskers: 95 % intervals; of random "
+        f"{title} against the multiply-adds that are left. Whiskers: 95% intervals; of random "
         "cuts the mean, least and greatest.",
         f"{title} by multiply-adds left. Whole network: {shown}. {facts}.",
         draw,

@@ -35,7 +35,7 @@ def section(run: Run) -> Section:
         {
             "missing": list(_missing(run)),
             "key": [
-                {"name": name, "svg": _bar(f"key-{place}", {name: 1}, name)}
+                {"name": name, "svg": bar(f"key-{place}", name, [(1, *_LOOKS[name])], 40)}
                 for place, name in enumerate(_LOOKS)
                 if has_chances or "unsure" not in name
             ],
@@ -142,8 +142,8 @@ def _grid(
             "unsure",
             "expected on the wrong side",
             "error of a score",
-            "of it images",
-            "of it sampling",
+            "from the images",
+            "from the sampling",
             "multiply-adds behind it",
         ],
         rows,

@@ -30,7 +30,9 @@ def section(run: Run) -> Section:
             for kind, shown in _KINDS.items()
         }
         facts = "; ".join(
-            f"{kind} {wording.number(float(np.median(of)), 2)}" for kind, of in of_kinds.items() if of
+            f"{kind} {wording.number(float(np.median(of)), 2)}"
+            for kind, of in of_kinds.items()
+            if of
         )
         content |= {
             "plot": plot(
@@ -81,7 +83,7 @@ def _pairs(run: Run, rows: list[Row]) -> Grid:
                     + tagged(run, row["group"], row["other"], str(row["other"])),
                     f"{row['unit']:06d}",
                 ),
-                text(_KINDS.get(row["kind"], row["kind"])),
+                text(_KINDS.get(row["kind"]) or str(row["kind"])),
                 text(meaning[_sign(row)]),
                 with_error(row["interaction"], row["total_error"]),
                 num(row["n_images"], wording.count),

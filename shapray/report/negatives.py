@@ -6,8 +6,16 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from shapray.report import wording
-from shapray.report.parts import Cell, Grid, Section, not_explained, num, text, with_error
-from shapray.report.parts import with_interval
+from shapray.report.parts import (
+    Cell,
+    Grid,
+    Section,
+    not_explained,
+    num,
+    text,
+    with_error,
+    with_interval,
+)
 from shapray.report.plots import INK, MARKERS, SERIES, Plot, plot, segments
 from shapray.report.read import Run
 from shapray.report.scores import tagged
@@ -72,8 +80,8 @@ def _plot(rows: list[Row]) -> Plot:
     )
     return plot(
         "negatives",
-        "Units of negative score: what the loss of the evaluation images changes by when each alone "
-        "is removed (below 0: better without it), with 95 % intervals.",
+        "Units of negative score: what the loss of the evaluation images changes by when each "
+        "alone is removed (below 0: better without it), with 95% intervals.",
         f"{len(rows)} units with negative scores; removing alone: {facts}.",
         draw,
         height=230,

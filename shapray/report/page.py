@@ -39,8 +39,9 @@ _WORDS = (
     ("marginal contribution", "What the value rises by when a unit joins a coalition."),
     (
         "Shapley value",
-        "A unit's mean marginal contribution over all orders in which the units could join. On each "
-        "image they sum up to what all units together add. Positive: the network needs the unit.",
+        "A unit's mean marginal contribution over all orders in which the units could join. On "
+        "each image they sum up to what all units together add. Positive: the network needs the "
+        "unit.",
     ),
     ("score", "A unit's Shapley values summed up over the calibration images."),
     (
@@ -48,7 +49,10 @@ _WORDS = (
         "Standard error of a score against the mean over all images of the kind: from the choice "
         "of the calibration images and from the sampling of coalitions together.",
     ),
-    ("calibration and evaluation images", "Those that score, and those that judge: never the same."),
+    (
+        "calibration and evaluation images",
+        "Those that score, and those that judge: never the same.",
+    ),
     ("multiply-adds", "Multiplications with an addition that one image takes."),
     ("repair", "Adapting the weights that stay to what is gone, without training on labels."),
 )
@@ -56,10 +60,11 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Part:
-    """What stands under one heading of the first rank."""
+    """What stands under a heading of the first rank; `nav`: its name at the top of the page."""
 
     key: str
     title: str
+    nav: str
     html: Markup
     sections: Sequence[Section] = ()
 
@@ -81,9 +86,9 @@ def report(store: RunDirectory) -> bytes:
     ]
     last = provenance.section(run)
     found = [
-        *(Part(one.key, one.title, one.html()) for one in first),
-        Part("mechanism", "How the criterion decides", _MECHANISM, mechanism),
-        Part(last.key, last.title, last.html()),
+        *(Part(one.key, one.title, nav, one.html()) for nav, one in zip(_FIRST, first)),
+        Part("mechanism", "How the criterion decides", "Mechanism", _MECHANISM, mechanism),
+        Part(last.key, last.title, "Provenance", last.html()),
     ]
     page = parts.page(
         found,
@@ -103,6 +108,7 @@ def publish_report(store: RunDirectory) -> str:
     return f"{store.shown}/{names.REPORT}"
 
 
+_FIRST = ("Verdict", "What stays", "By size", "Scores", "Filter cards")
 _MECHANISM = Markup(
     "<p>Not only which units matter, but how the criterion comes to say so: what its order of the "
     "units goes along with, whom they serve, and where it errs.</p>"

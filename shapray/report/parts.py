@@ -98,7 +98,7 @@ def with_error(value: float | None, error: float | None) -> Cell:
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, form: Any) -> Cell:
-    """A number and its 95 % interval."""
+    """A number and its 95% interval."""
     if not (wording.known(value) and wording.known(low) and wording.known(high)):
         return num(value, form)
     shown = Markup("{} <small>{}</small>").format(

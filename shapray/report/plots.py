@@ -16,7 +16,13 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 
 INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005")
@@ -31,7 +37,7 @@ _VARIABLES = {
     **{colour: f"s{number}" for number, colour in enumerate(SERIES)},
 }
 _WIDTH, _HEIGHT = 336, 210  # points, which a phone shows as so many pixels
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "shapray",
     "text.parse_math": False,
@@ -111,14 +117,17 @@ def plot(
         return Plot(_svg(figure, key, alternative), caption)
 
 
-def bar(key: str, alternative: str, parts: Sequence[tuple[float, str, str, str]]) -> Markup:
+def bar(
+    key: str, alternative: str, parts: Sequence[tuple[float, str, str, str]], width: float = 150
+) -> Markup:
     """One bar of several parts, without axes.
 
     Args:
         parts: length, colour, its hatch, and the fill below the hatch.
+        width: in points.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(150 / 72, 14 / 72))
+        figure = Figure(figsize=(width / 72, 14 / 72))
         axes = figure.add_axes((0.005, 0.06, 0.99, 0.88))
         axes.set_axis_off()
         left = 0.0
@@ -142,10 +151,20 @@ def segments(
     axes.plot(points[:, 0], points[:, 1], **style)
 
 
+def logarithmic(axes: Axes) -> None:
+    """Values on a logarithmic scale, with labels that are plain numbers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    narrow = high < 100 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def strips(
     axes: Axes, rows: Mapping[str, Sequence[float]], label: str, percents: bool = False
 ) -> None:
-    """A line for each row: a tick for every number (the quantiles of many), a mark at the median."""
+    """A line for each row: a tick for every number (quantiles of many), a mark at the median."""
     for place, numbers in enumerate(rows.values()):
         found = np.asarray(numbers, float)
         found = found[np.isfinite(found)]
@@ -177,7 +196,9 @@ def _svg(figure: Figure, key: str, alternative: str) -> Markup:
     source = buffer.getvalue()
     source = source[source.index("<svg") :]
     # The style sheet would hold for the whole page; `style.css` says the same of figures alone.
-    source = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", source, flags=re.S)
+    source = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", source, flags=re.S
+    )
     for sentinel, variable in _VARIABLES.items():
         source = source.replace(sentinel, f"var(--{variable})")
     source = re.sub(r"<[^>]+>", lambda tag: _shorter(tag[0]), source)

@@ -89,7 +89,9 @@ def read_run(store: RunDirectory) -> Run:
             "(python -m shapray.run JOB.yaml makes one)"
         )
     plan = read_record(store, f"{names.CUTS}/{names.PLAN}", CutPlan)
-    removed = plan and {name: frozenset(of.removed) for name, of in plan.groups.items()}
+    removed = None
+    if plan is not None:
+        removed = {name: frozenset(of.removed) for name, of in plan.groups.items()}
     others = {
         name: read_record(store, f"{names.folder_of(name)}/{names.METRICS}", Metrics)
         for name in store.folders(names.CUTS)
@@ -152,7 +154,9 @@ def _parts(
             part = file.read_row_group(number, columns=there)
             for name in columns:
                 if name not in there:
-                    part = part.append_column(name, pa.nulls(part.num_rows, wanted.field(name).type))
+                    part = part.append_column(
+                        name, pa.nulls(part.num_rows, wanted.field(name).type)
+                    )
             yield part.select(columns).cast(wanted)
         except Exception as error:
             raise _damaged(store, path, one_line(error)) from error

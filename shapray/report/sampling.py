@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.parts import Grid, Section, not_explained, num, text
-from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, plot, segments
+from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, logarithmic, plot, segments
 from shapray.report.read import Run, array
 
 N_BINS = 12  # of the number of active units
@@ -59,11 +59,15 @@ def _errors(table: pa.Table) -> Plot:
             colour = SERIES[place]
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(
-                x, y, color=colour, linestyle=DASHES[place], marker=MARKERS[place],
+                x,
+                y,
+                color=colour,
+                linestyle=DASHES[place],
+                marker=MARKERS[place],
                 label=wording.plural(one, "permutation"),
             )
         if np.nanmin(error) > 0:
-            axes.set_yscale("log")
+            logarithmic(axes)
         axes.set(xlabel="active units of the image", ylabel="relative squared error")
 
     facts = "; ".join(
@@ -94,19 +98,24 @@ def _flips(rows: list[dict[str, Any]]) -> Plot:
         for place, price in enumerate(prices):
             of = by_price[price]
             segments(
-                axes, [(place - 0.2, y) for y in of], [(place + 0.2, y) for y in of],
-                color=SERIES[1], linewidth=1,
+                axes,
+                [(place - 0.2, y) for y in of],
+                [(place + 0.2, y) for y in of],
+                color=SERIES[1],
+                linewidth=1,
             )
             axes.plot(place, np.median(of), "D", color=INK, markersize=6)
         medians = [float(np.median(by_price[price])) for price in prices]
         axes.plot(range(len(prices)), medians, color=INK, linewidth=1, linestyle=":")
         axes.set_xticks(range(len(prices)), [str(price) for price in prices])
         axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
-        axes.set(xlabel="permutations of each image", ylabel="draws that cut others", ylim=(-0.03, 1.03))
+        axes.set(
+            xlabel="permutations of each image", ylabel="draws that cut others", ylim=(-0.03, 1.03)
+        )
 
+    medians = {price: wording.percent(float(np.median(by_price[price])), 0) for price in prices}
     facts = "; ".join(
-        f"{wording.plural(price, 'permutation')} {wording.percent(float(np.median(by_price[price])), 0)}"
-        for price in prices
+        f"{wording.plural(price, 'permutation')} {medians[price]}" for price in prices
     )
     return plot(
         "sampling-flips",

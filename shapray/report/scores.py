@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from shapray.report import wording
 from shapray.report.parts import (
@@ -19,12 +20,24 @@ from shapray.report.parts import (
     text,
     with_error,
 )
-from shapray.report.plots import BANDS, INK, LINE, SERIES, Plot, plot, segments
+from shapray.report.plots import BANDS, INK, SERIES, Plot, plot, segments
 from shapray.report.read import Run, array
 from shapray.storage import names
 
 N_LISTED = 10  # units at each end of a group that its table shows
-_INTERVAL = 1.96  # standard errors to each side: 95 %
+_INTERVAL = 1.96  # standard errors to each side: 95%
+_PARTS: tuple[dict[str, Any], ...] = (
+    {"label": "positive part", "edgecolor": SERIES[0], "facecolor": SERIES[0] + "55"},
+    {"label": "negative part", "edgecolor": SERIES[1], "facecolor": "none", "hatch": "/////"},
+)
+_VALUES = {
+    "neg_cross_entropy": "minus the cross-entropy, in nats",
+    "neg_kl_divergence": "minus the divergence from the whole network's outputs, in nats",
+    "target_logit": "the logit of the image's class",
+    "logit_margin": "the logit of the image's class less the largest other",
+    "target_probability": "the probability of the image's class",
+    "top1": "1 where the network is right, else 0",
+}
 
 
 def section(run: Run) -> Section:
@@ -39,10 +52,14 @@ def section(run: Run) -> Section:
             "missing": missing,
             "plots": [_plot(run, n, name, scores) for n, (name, scores) in enumerate(groups)],
             "tables": [
-                {"title": wording.named(name), "note": _note(scores), "grid": _grid(run, name, scores)}
+                {
+                    "title": wording.named(name),
+                    "note": _note(scores),
+                    "grid": _grid(run, name, scores),
+                }
                 for name, scores in groups
             ],
-            "value": str(run.record.asked("score", "value") or "").replace("_", " "),
+            "value": _VALUES.get(str(run.record.asked("score", "value")), "that of the job"),
             "rank_by": _ranked_by(run),
         },
     )
@@ -68,14 +85,8 @@ def _plot(run: Run, number: int, name: str, scores: pa.Table) -> Plot:
 
     def draw(axes: Axes) -> None:
         edges = np.concatenate([[0], np.cumsum([band.size for band in bands])])
-        for part, colour, hatch, label in zip(
-            apart, SERIES, ("", "////"), ("positive part", "negative part")
-        ):
-            axes.stairs(part, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
-            axes.stairs(
-                part, edges, fill=bool(hatch), facecolor="none", hatch=hatch, color=colour,
-                linewidth=0.6, label=label, alpha=0.9,
-            )
+        for part, look in zip(apart, _PARTS):
+            axes.stairs(part, edges, fill=True, linewidth=0.7, **look)
         if len(bands) <= 80:
             low, high = means - _INTERVAL * errors, means + _INTERVAL * errors
             segments(axes, list(zip(x, low)), list(zip(x, high)), color=INK, linewidth=0.9)
@@ -99,7 +110,7 @@ def _plot(run: Run, number: int, name: str, scores: pa.Table) -> Plot:
                 solid_capstyle="butt",
             )
         axes.grid(axis="x", visible=False)
-        axes.tick_params(axis="y", color=LINE)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.01)
         axes.set(xlabel="units, largest score first")
 

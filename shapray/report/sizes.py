@@ -43,7 +43,9 @@ def _plot(run: Run, number: int, group: str, table: pa.Table) -> Plot:
     lines = [("mean of all units", every, 1 / n_units)] if every.num_rows else []
     one_by_one = table.filter(pc.is_valid(table["unit"]))
     means = {
-        unit: float(np.mean(array(one_by_one.filter(pc.equal(one_by_one["unit"], unit)), "marginal")))
+        unit: float(
+            np.mean(array(one_by_one.filter(pc.equal(one_by_one["unit"], unit)), "marginal"))
+        )
         for unit in one_by_one["unit"].unique().to_pylist()
     }
     order = sorted(means, key=lambda unit: -means[unit])
@@ -51,8 +53,8 @@ def _plot(run: Run, number: int, group: str, table: pa.Table) -> Plot:
         lines.append((f"unit {unit}", one_by_one.filter(pc.equal(one_by_one["unit"], unit)), 1.0))
 
     def draw(axes: Axes) -> None:
-        for place, (name, of, scale) in enumerate(lines):
-            of = of.sort_by("size_from")
+        for place, (name, rows, scale) in enumerate(lines):
+            of = rows.sort_by("size_from")
             x = (array(of, "size_from") + array(of, "size_to")) / 2
             y, error = array(of, "marginal") * scale, array(of, "standard_error") * scale
             colour = (INK, *SERIES)[place]
@@ -60,7 +62,9 @@ def _plot(run: Run, number: int, group: str, table: pa.Table) -> Plot:
                 axes.fill_between(
                     x, y - 1.96 * error, y + 1.96 * error, color=colour, alpha=0.2, linewidth=0
                 )
-            axes.plot(x, y, color=colour, linestyle=DASHES[place], marker=MARKERS[place], label=name)
+            axes.plot(
+                x, y, color=colour, linestyle=DASHES[place], marker=MARKERS[place], label=name
+            )
         axes.axhline(0, color=INK, linewidth=0.7)
         axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
         axes.set(xlabel="share of the other units that is there")
@@ -101,8 +105,8 @@ def _additivity_plot(rows: list[dict[str, Any]]) -> Plot:
     )
     return plot(
         "additivity",
-        "What the units of a group explain of its whole worth if each is counted as the first or as "
-        "the last to join. A tick is a group; at 100 % nothing would depend on the others.",
+        "What the units of a group explain of its whole worth if each is counted as the first "
+        "or as the last to join. A tick is a group; at 100% nothing would depend on the others.",
         f"Share of the group's worth, median over groups: {facts}.",
         lambda axes: strips(axes, found, "share of the group's worth", percents=True),
         height=120,

@@ -62,11 +62,12 @@ def sprite(
     decoded = [[_decoded(row["picture"], row["image_id"]) for row in card] for card in rows]
     own = max((max(one.size) for card in decoded for one in card if one), default=1)
     n_columns = max((len(card) for card in decoded), default=0) + bool(kernels)
-    for side, quality in _STEPS:
+    for largest, quality in _STEPS:
         # Small pictures are not blown up, but their heat maps need some room.
-        side = min(side, max(own, 24))
+        side = min(largest, max(own, 24))
         sheet = Image.new("RGB", (max(1, n_columns * side), max(1, 2 * len(rows) * side)))
-        places, overlaid, of_kernels = [], [], {}
+        places, overlaid = [], []
+        of_kernels: dict[int, Place] = {}
         for number, (card, pictures) in enumerate(zip(rows, decoded)):
             y = 2 * number * side
             for column, (row, picture) in enumerate(zip(card, pictures)):

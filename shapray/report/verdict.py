@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
@@ -29,15 +29,20 @@ class Tile:
 
 def section(run: Run) -> Section:
     metrics = run.metrics
-    content = {"missing": _missing(run), "lead": None, "tiles": [], "grid": None, "plot": None}
-    content |= {"others": _others(run), "n_random": 0, "repair": "", "latency_note": None}
+    content: dict[str, Any] = {
+        "missing": _missing(run),
+        "lead": None,
+        "tiles": [],
+        "grid": None,
+        "plot": None,
+    }
+    content |= {"others": _others(run), "repair": "", "latency_note": None}
     if metrics is not None:
         content |= {
             "lead": _lead(run, metrics),
             "tiles": list(_tiles(metrics)),
             "grid": _grid(metrics),
             "plot": _plot(metrics),
-            "n_random": len(metrics.random),
             "repair": ", ".join(metrics.repair).replace("_", " ") or "none",
             "latency_note": _latency_note(metrics),
         }
@@ -52,7 +57,7 @@ def _missing(run: Run) -> Missing | None:
     return Missing("What the cut costs", f"{names.CUTS}/{names.METRICS}", why=why)
 
 
-def _lead(run: Run, metrics: Metrics) -> dict[str, Markup | str]:
+def _lead(run: Run, metrics: Metrics) -> dict[str, Any]:
     before, cut, after = metrics.before, metrics.cut, metrics.after
     n_units = sum(table.num_rows for table in run.scores_of.values())
     of = f" of {n_units:,}" if n_units else ""
@@ -63,16 +68,23 @@ def _lead(run: Run, metrics: Metrics) -> dict[str, Markup | str]:
     rivals += [f"{_name(rival)} {wording.percent(rival.top1)}" for rival in metrics.criteria]
     return {
         "removed": f"{after.n_removed:,}{of}",
+        "kind": _kind(run),
         "gone": wording.percent(gone, 0),
         "before": wording.percent(before.top1),
         "cut": wording.percent(cut.top1),
         "after": wording.percent(after.top1),
-        "repaired": bool(metrics.repair),  # type: ignore[dict-item]
+        "repaired": bool(metrics.repair),
         "low": wording.percent(after.top1_low),
         "high": wording.percent(after.top1_high),
         "n_images": wording.count(after.n_images),
         "rivals": "; ".join(rivals),
     }
+
+
+def _kind(run: Run) -> str:
+    rows = [] if run.groups is None else run.groups.to_pylist()
+    kinds = {row["kind"] for row in rows if row["status"] == "scored"}
+    return "filters" if kinds == {"conv"} else "filters and neurons"
 
 
 def _tiles(metrics: Metrics) -> Iterator[Tile]:
@@ -89,7 +101,9 @@ def _tiles(metrics: Metrics) -> Iterator[Tile]:
         ("Multiply-adds", before.multiply_adds, after.multiply_adds),
         ("Parameters", before.parameters, after.parameters),
     ):
-        yield Tile(title, wording.short(of_before), wording.short(of_after), _less(of_before, of_after))
+        yield Tile(
+            title, wording.short(of_before), wording.short(of_after), _less(of_before, of_after)
+        )
     for whole, cut in zip(before.latency, after.latency):
         yield Tile(
             f"Latency, {wording.plural(whole.batch, 'image')}",
@@ -138,9 +152,17 @@ def _grid(metrics: Metrics) -> Grid:
     titles = [f"latency, {wording.plural(batch, 'image')} (ms)" for batch in batches]
     return Grid(
         "Networks, whole and cut, at equal size",
-        ["network", "accuracy", "loss", "multiply-adds", "parameters", "units removed", "file"]
-        + titles
-        + ["behind the job's own (points)"],
+        [
+            "network",
+            "accuracy",
+            "loss",
+            "multiply-adds",
+            "parameters",
+            "units removed",
+            "file",
+            *titles,
+            "behind the job's own (points)",
+        ],
         rows,
     )
 
@@ -208,8 +230,9 @@ def _plot(metrics: Metrics) -> Plot:
     facts = "; ".join(f"{name} {wording.percent(top1)}" for name, top1, _, _ in rows)
     return plot(
         "verdict",
-        "Accuracy with its 95 % interval (random: mean and range of the draws). "
-        "The dotted line is the whole network.",
+        "Accuracy with its 95% interval"
+        + (", of random cuts the mean and range of the draws" if metrics.random else "")
+        + ". The dotted line is the whole network.",
         f"Accuracy on the evaluation images: {facts}.",
         draw,
         height=60 + 24 * len(rows),

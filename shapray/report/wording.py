@@ -31,7 +31,7 @@ def known(number: float | None) -> bool:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    return f"{share:.{digits}%}".replace("%", "\u202f%") if known(share) else NONE
+    return f"{share:.{digits}%}" if known(share) else NONE
 
 
 def points(difference: float | None) -> str:
@@ -63,8 +63,7 @@ def short(value: float | None) -> str:
         return NONE
     power = min(4, max(0, int(math.log10(max(1.0, abs(value)))) // 3))
     scaled = value / 1000**power
-    text = f"{scaled:.0f}" if power == 0 else f"{scaled:.3g}"
-    return f"{text}\u202f{' kMGT'[power]}".strip(" \u202f").replace("k", "k")
+    return f"{scaled:.0f}" if power == 0 else f"{scaled:.3g}\u202f{' kMGT'[power]}"
 
 
 def between(low: str, high: str) -> str:
