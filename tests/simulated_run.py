@@ -16,7 +16,7 @@ from shapray.storage.run_directory import RunDirectory
 SIZES = {"conv1": 12, "layer1.0.conv1": 16, "layer2.0.conv1": 32, "fc1": 24}
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OTHERS = ("activation", "active_fraction", "l1_norm", "taylor", "leave_one_out", "unrepaired")
-N_CARDS, N_PICTURES = 3, 4  # of each end; of each direction
+N_CARDS, N_PICTURES = 3, 3  # of each end; of each direction
 PRICES = (2, 8, 32)
 
 

@@ -14,9 +14,10 @@ from shapray.report.read import Run, by_group
 from shapray.report.scores import tagged
 from shapray.report.sprites import Place, Sprite, sprite
 from shapray.storage import names
+from shapray.text import shown
 
-_ALL_SPRITES = 3 << 20  # bytes of all groups' sprites together, at most
-_SPRITE = 36 << 10  # of one group's
+_ALL_SPRITES = 1 << 20  # bytes of all groups' sprites together, at most
+_SPRITE = 18 << 10  # of one group's
 N_MODULES = 8  # that a card names
 _DIRECTIONS = (("up", "Raise its score most"), ("down", "Lower its score most"))
 
@@ -166,7 +167,7 @@ def _pictures(
             else None,
             "label": label,
             "value": value,
-            "image": row["image_id"],
+            "image": shown(row["image_id"]),
         }
 
 

@@ -1,5 +1,6 @@
 """Whether simpler criteria would have said the same."""
 
+from statistics import median
 from typing import Any
 
 from shapray.report import wording
@@ -23,6 +24,7 @@ def section(run: Run) -> Section:
             "missing": not_explained("correlations", "Correlations with simpler criteria")
             if found is None
             else None,
+            "nearest": _nearest(of_scores),
             "plots": [_plot(name, of) for name, of in of_scores.items()],
             "grids": [
                 {"title": f"{_SCORES[name]}, group by group", "grid": _grid(of)}
@@ -32,6 +34,31 @@ def section(run: Run) -> Section:
     )
 
 
+def _nearest(of_scores: dict[str, list[Row]]) -> list[dict[str, str]]:
+    """In words, which number's order is most like that of each score, and which least."""
+    found = []
+    for name, rows in of_scores.items():
+        medians = {
+            other: median(of)
+            for other in _others(rows)
+            if (of := [r["correlation"] for r in rows if r["other"] == other and _known(r)])
+        }
+        if medians:
+            most, least = (pick(medians, key=medians.__getitem__) for pick in (max, min))
+            found.append(
+                {
+                    "score": _SCORES[name].lower().replace("shapley", "Shapley"),
+                    "most": f"{most.replace('_', ' ')} ({_two(medians[most])})",
+                    "least": f"{least.replace('_', ' ')} ({_two(medians[least])})",
+                }
+            )
+    return found
+
+
+def _known(row: Row) -> bool:
+    return wording.known(row["correlation"])
+
+
 def _others(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(row["other"] for row in rows))
 
@@ -39,9 +66,7 @@ def _others(rows: list[Row]) -> list[str]:
 def _plot(score: str, rows: list[Row]) -> Plot:
     found = {
         other.replace("_", " ")[:20]: [
-            row["correlation"]
-            for row in rows
-            if row["other"] == other and wording.known(row["correlation"])
+            row["correlation"] for row in rows if row["other"] == other and _known(row)
         ]
         for other in _others(rows)
     }

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from shapray.report import wording
 from shapray.storage import names
+from shapray.text import shown as harmless
 
 _RUN = "python -m shapray.run JOB.yaml"
 
@@ -80,8 +81,10 @@ def not_explained(table: str, what: str) -> Missing:
 
 
 def text(value: str | Markup, sort: str | None = None) -> Cell:
-    """A cell with a name."""
-    return Cell(value, str(value) if sort is None else sort)
+    """A cell with a name; `sort`: what it is sorted by, if not that."""
+    if sort is None:
+        sort = value.striptags() if isinstance(value, Markup) else value
+    return Cell(value, harmless(sort))
 
 
 def num(value: float | None, form: Any = wording.number) -> Cell:

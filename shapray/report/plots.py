@@ -28,7 +28,7 @@ INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)))
 MARKERS = "os^Dv"
-BANDS = 160  # values more than these are drawn as the quantiles of so many bands
+BANDS = 120  # values more than these are drawn as the quantiles of so many bands
 _VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -208,6 +208,7 @@ def _svg(figure: Figure, key: str, alternative: str) -> Markup:
         r' id="([^"]*)"', lambda found: f' id="{new[found[1]]}"' if found[1] in new else "", source
     )
     source = re.sub(r"#([\w-]+)", lambda found: f"#{new[found[1]]}", source)
+    source = re.sub(r'<g>\s*<path d="[^"]*" style="fill:none"/>\s*</g>', "", source)
     source = re.sub(r"<defs>\s*</defs>|\n\s*", lambda found: " " * (found[0][0] == "\n"), source)
     source = re.sub(r"> +<", "><", source)
     head = f'<svg role="img" aria-label="{escape(alternative)}" '

@@ -33,7 +33,15 @@ def section(run: Run) -> Section:
     return Section(
         "sampling",
         "Would sampling have cut other units?",
-        {"missing": missing, "plots": plots, "grid": _grid(rows) if rows else None},
+        {
+            "missing": missing,
+            "plots": plots,
+            "grid": _grid(rows) if rows else None,
+            "flips": [
+                (wording.plural(price, "permutation"), wording.percent(float(np.median(of)), 0))
+                for price, of in _by_price(rows).items()
+            ],
+        },
     )
 
 
@@ -87,12 +95,18 @@ def _errors(table: pa.Table) -> Plot:
     )
 
 
-def _flips(rows: list[dict[str, Any]]) -> Plot:
-    by_price: dict[int, list[float]] = defaultdict(list)
+def _by_price(rows: list[dict[str, Any]]) -> dict[int, list[float]]:
+    """Of every price, the cheapest first, the groups' shares of draws that cut other units."""
+    found: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         if wording.known(row["another_cut"]):
-            by_price[row["permutations"]].append(row["another_cut"])
-    prices = sorted(by_price)
+            found[row["permutations"]].append(row["another_cut"])
+    return dict(sorted(found.items()))
+
+
+def _flips(rows: list[dict[str, Any]]) -> Plot:
+    by_price = _by_price(rows)
+    prices = list(by_price)
 
     def draw(axes: Axes) -> None:
         for place, price in enumerate(prices):
