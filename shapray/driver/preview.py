@@ -10,11 +10,11 @@ from rich.table import Table
 
 from shapray.config import Job
 from shapray.driver.budget import Choice, fitting
-from shapray.driver.certainty import in_words, median, percent
 from shapray.driver.forecast import Forecast, Prediction, make_forecast
 from shapray.driver.prices import pilot_images
 from shapray.driver.record import earlier_run
 from shapray.errors import JobError
+from shapray.storage.certainty import in_words, median, percent
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import duration, size
 

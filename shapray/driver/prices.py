@@ -14,11 +14,11 @@ from torch import Tensor
 
 from shapray.cluster.pool import Failure
 from shapray.config import Score
-from shapray.driver.certainty import Certainty
 from shapray.errors import StorageError
 from shapray.network.group import Group
 from shapray.shapley.pilot import FEWEST_IMAGES, USUAL, Pilot, Price
 from shapray.storage import names
+from shapray.storage.certainty import Certainty
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import PRICES
 from shapray.worker.survey import spread

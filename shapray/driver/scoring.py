@@ -12,7 +12,6 @@ import pyarrow as pa
 from shapray.cluster.pool import Counts, Failure
 from shapray.driver import prices as pricing
 from shapray.driver import summary
-from shapray.driver.certainty import Certainty, percent
 from shapray.driver.crew import Crew
 from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
 from shapray.driver.plan import Plan, check_exact, groups_table
@@ -25,6 +24,7 @@ from shapray.errors import JobError, StorageError, TasksFailed
 from shapray.shapley.game import NonFiniteValue
 from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
+from shapray.storage.certainty import Certainty, percent
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
 from shapray.worker.tasks import Receipt, ScoreTask

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from shapray.driver import picture
-from shapray.driver.certainty import Certainty, in_words, median, percent
 from shapray.driver.plan import Plan
 from shapray.storage import names
+from shapray.storage.certainty import Certainty, in_words, median, percent
 from shapray.storage.run_directory import RunDirectory
 
 _SHOWN = (

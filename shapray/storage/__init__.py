@@ -6,5 +6,6 @@ Imports `errors`, `credentials` (nothing secret is shown) and `text` (numbers in
 
 `names` says what files are called; `run_directory` publishes and reads them, with the patience of
 `retry`; `shards` says where the per-image tables lie and which may be used; `aggregate` sums them
-up, by `moments`, to scores and their errors; `claim` holds the directory for one driver.
+up, by `moments`, to scores and their errors, and `certainty` says how sure these are; `claim` holds
+the directory for one driver.
 """

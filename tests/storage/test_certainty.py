@@ -2,7 +2,7 @@
 
 import math
 
-from shapray.driver.certainty import Certainty, in_words, median, percent
+from shapray.storage.certainty import Certainty, in_words, median, percent
 
 
 def test_the_group_in_the_middle_speaks_for_all():
