@@ -25,6 +25,7 @@ from shapray.driver.record import earlier_run, now
 from shapray.driver.scoring import nothing_failed
 from shapray.errors import JobError
 from shapray.inputs.digest import digest
+from shapray.report.page import publish_report
 from shapray.storage import names
 from shapray.storage.claim import claimed
 from shapray.storage.run_directory import RunDirectory
@@ -85,6 +86,7 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         metrics = cutting.measured(compared, facts)
         facts |= {"prune": job.prune.model_dump(mode="json"), "ended": now()}
         store.publish_json(f"{folder}/{names.CUT}", facts)
+        publish_report(store)
     summary.show_cuts(console, metrics)
     summary.show_all(console, store)
 

@@ -18,7 +18,8 @@ from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.rounds import Rounds
 from shapray.driver.scoring import inspected, nothing_failed, scored, stop_if_failed
 from shapray.driver.targets import Targets
-from shapray.errors import JobError, StorageError
+from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.report.page import publish_report
 from shapray.storage import names
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
@@ -38,7 +39,11 @@ def run(job: Job, console: Console) -> None:
     store = RunDirectory(job.output)
     inputs = open_inputs(job, store)
     with claimed(store) as claim:
-        _stages(inputs, claim, started, console)
+        try:
+            _stages(inputs, claim, started, console)
+        except TasksFailed:
+            publish_report(store)  # says what there is, and what makes the rest
+            raise
 
 
 def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> None:
@@ -66,6 +71,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
             inputs = replace(inputs, calibration=inputs.calibration.first(found.n_images))
             planned = planned.on(inputs.calibration)
         metrics = _cut(Rounds(inputs, planned, record, crews, precision))
+    publish_report(store)
     summary.show(console, planned, found.totals, list(found.certainties.values()), metrics)
 
 
