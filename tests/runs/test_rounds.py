@@ -270,3 +270,13 @@ def test_rounds_of_a_criterion_are_by_the_smaller_network(tmp_path):
     column = store.read_table("scores.parquet")["l1_norm"].to_pylist()
     assert column == [*norms["conv3"], *norms["fc1"]]
     assert not (output / "rounds/2/prune").exists()  # no losses are measured
+
+
+def test_a_rounds_tables_are_a_runs(in_rounds):
+    second = shapray.tables(str(in_rounds / "rounds" / "2"))
+    assert {"groups", "scores", "images", "group_losses"} <= set(second.names)
+    connection = second.duckdb()
+    apart = 'SELECT max(abs(mean - m)) FROM scores JOIN (SELECT "group", unit, avg(shapley_value) '
+    apart += 'AS m FROM values GROUP BY ALL) USING ("group", unit)'
+    ((most,),) = connection.sql(apart).fetchall()
+    assert most < 1e-9
