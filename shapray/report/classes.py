@@ -25,6 +25,7 @@ from shapray.report.parts import (
 )
 from shapray.report.plots import INK, MARKERS, SERIES, Plot, plot, strips
 from shapray.report.read import Run, array
+from shapray.report.records import Timed
 from shapray.report.scores import tagged
 from shapray.storage import names
 
@@ -104,6 +105,7 @@ def _grid(
     for (group, unit), facts in run.unit_facts.items():
         if facts["serves"] is not None and wording.known(facts["selectivity"]):
             selective[facts["serves"]].append((facts["selectivity"], group, unit))
+    measured = [run.metrics.before, run.metrics.after] if run.metrics else []
     rows = []
     for label, found in serving.items():
         name = wording.class_name(label, run.record.class_names)
@@ -123,8 +125,9 @@ def _grid(
         rows.append(
             [
                 text(name, _sorted_by(run, label)),
-                Cell(most),
-                Cell(alone or wording.NONE),
+                Cell(Markup('<div class="list">{}</div>').format(most)),
+                Cell(Markup('<div class="list">{}</div>').format(alone or wording.NONE)),
+                *(num(_accuracy(of, label), wording.percent) for of in measured),
                 num(len(selective[label]) if run.unit_facts else None, wording.count),
                 num(found[0][0]),
             ]
@@ -135,12 +138,18 @@ def _grid(
             "class",
             "units that serve it most (mean Shapley value on its images ± total error)",
             "most selective of those that serve it more than any other class (selectivity)",
+            *("accuracy, whole network", "accuracy after the cut")[: len(measured)],
             "units that serve it more than any other",
             "largest mean",
         ],
         rows,
         texts=3,
     )
+
+
+def _accuracy(of: Timed, label: int) -> float | None:
+    found = of.per_class or []
+    return found[label] if 0 <= label < len(found) else None
 
 
 def _sorted_by(run: Run, label: int) -> str:

@@ -33,7 +33,7 @@ def section(run: Run) -> Section:
                 (failed.stage, wording.named(failed.task), wording.named(failed.message))
                 for failed in run.record.failures
             ],
-            "not_done": [name for name, of in run.record.stages.items() if of.state != "done"],
+            "not_done": run.record.not_done,
             "fingerprint": run.record.fingerprint,
         },
     )

@@ -52,8 +52,8 @@ def section(run: Run) -> Section:
 def _missing(run: Run) -> Missing | None:
     if run.metrics is not None:
         return None
-    state = next((name for name, of in run.record.stages.items() if of.state != "done"), None)
-    why = f"The run has come as far as its stage “{state}”." if state else ""
+    waiting = run.record.not_done
+    why = f"The run has come as far as its stage “{waiting[0]}”." if waiting else ""
     return Missing("What the cut costs", f"{names.CUTS}/{names.METRICS}", why=why)
 
 
