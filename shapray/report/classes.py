@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.cards import card_key
@@ -23,7 +22,7 @@ from shapray.report.parts import (
     text,
     with_interval,
 )
-from shapray.report.plots import INK, MARKERS, SERIES, Plot, plot, strips
+from shapray.report.plots import INK, MARKERS, SERIES, Plot, percents, plot, strips
 from shapray.report.read import Run, array
 from shapray.report.records import Timed
 from shapray.report.scores import tagged
@@ -118,7 +117,7 @@ def _grid(
         own = heapq.nlargest(N_SELECTIVE, selective[label], key=lambda one: one[0])
         alone = Markup("<br>").join(
             Markup("{} <small>{}</small>").format(
-                _unit(run, carded, group, unit), wording.number(value, 2)
+                _unit(run, carded, group, unit), wording.two(value)
             )
             for value, group, unit in own
         )
@@ -168,7 +167,7 @@ def _selectivity(run: Run) -> Plot | None:
     known = {name: of[np.isfinite(of)] for name, of in rows.items()}
     if not all(len(of) for of in known.values()):
         return None
-    medians = {name: wording.number(float(np.median(of)), 2) for name, of in known.items()}
+    medians = {name: wording.two(float(np.median(of))) for name, of in known.items()}
     return plot(
         "selectivity",
         "Class selectivity of the units (Morcos et al. 2018): 0 serves all classes alike, 1 one "
@@ -205,7 +204,7 @@ def _removal_plot(rows: list[dict[str, Any]]) -> Plot:
         low = min([x for of in changes.values() for one in of for x in one], default=-1.0)
         axes.plot([low, 0], [low, 0], color=INK, linewidth=0.8, linestyle=":")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, None))
+            percents(axis)
         axes.set(xlabel="change of other classes' accuracy", ylabel="of the class's own")
 
     facts = "; ".join(
