@@ -120,7 +120,7 @@ def _card(
         "serves": wording.class_name(facts.get("serves"), run.record.class_names)
         if facts.get("serves") is not None
         else None,
-        "selectivity": wording.number(facts.get("selectivity"), 2),
+        "selectivity": wording.two(facts.get("selectivity")),
         "wrong": wording.percent(facts.get("misplaced"))
         if wording.known(facts.get("misplaced"))
         else None,

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.cards import card_key
@@ -23,8 +22,9 @@ from shapray.report.parts import (
     text,
     with_interval,
 )
-from shapray.report.plots import INK, MARKERS, SERIES, Plot, plot, strips
+from shapray.report.plots import INK, MARKERS, SERIES, Plot, percents, plot, strips
 from shapray.report.read import Run, array
+from shapray.report.records import Timed
 from shapray.report.scores import tagged
 from shapray.storage import names
 
@@ -104,6 +104,7 @@ def _grid(
     for (group, unit), facts in run.unit_facts.items():
         if facts["serves"] is not None and wording.known(facts["selectivity"]):
             selective[facts["serves"]].append((facts["selectivity"], group, unit))
+    measured = [run.metrics.before, run.metrics.after] if run.metrics else []
     rows = []
     for label, found in serving.items():
         name = wording.class_name(label, run.record.class_names)
@@ -116,15 +117,16 @@ def _grid(
         own = heapq.nlargest(N_SELECTIVE, selective[label], key=lambda one: one[0])
         alone = Markup("<br>").join(
             Markup("{} <small>{}</small>").format(
-                _unit(run, carded, group, unit), wording.number(value, 2)
+                _unit(run, carded, group, unit), wording.two(value)
             )
             for value, group, unit in own
         )
         rows.append(
             [
                 text(name, _sorted_by(run, label)),
-                Cell(most),
-                Cell(alone or wording.NONE),
+                Cell(Markup('<div class="list">{}</div>').format(most)),
+                Cell(Markup('<div class="list">{}</div>').format(alone or wording.NONE)),
+                *(num(_accuracy(of, label), wording.percent) for of in measured),
                 num(len(selective[label]) if run.unit_facts else None, wording.count),
                 num(found[0][0]),
             ]
@@ -135,12 +137,18 @@ def _grid(
             "class",
             "units that serve it most (mean Shapley value on its images ± total error)",
             "most selective of those that serve it more than any other class (selectivity)",
+            *("accuracy, whole network", "accuracy after the cut")[: len(measured)],
             "units that serve it more than any other",
             "largest mean",
         ],
         rows,
         texts=3,
     )
+
+
+def _accuracy(of: Timed, label: int) -> float | None:
+    found = of.per_class or []
+    return found[label] if 0 <= label < len(found) else None
 
 
 def _sorted_by(run: Run, label: int) -> str:
@@ -159,7 +167,7 @@ def _selectivity(run: Run) -> Plot | None:
     known = {name: of[np.isfinite(of)] for name, of in rows.items()}
     if not all(len(of) for of in known.values()):
         return None
-    medians = {name: wording.number(float(np.median(of)), 2) for name, of in known.items()}
+    medians = {name: wording.two(float(np.median(of))) for name, of in known.items()}
     return plot(
         "selectivity",
         "Class selectivity of the units (Morcos et al. 2018): 0 serves all classes alike, 1 one "
@@ -196,7 +204,7 @@ def _removal_plot(rows: list[dict[str, Any]]) -> Plot:
         low = min([x for of in changes.values() for one in of for x in one], default=-1.0)
         axes.plot([low, 0], [low, 0], color=INK, linewidth=0.8, linestyle=":")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, None))
+            percents(axis)
         axes.set(xlabel="change of other classes' accuracy", ylabel="of the class's own")
 
     facts = "; ".join(

@@ -48,8 +48,8 @@ def _nearest(of_scores: dict[str, list[Row]]) -> list[dict[str, str]]:
             found.append(
                 {
                     "score": _SCORES[name].lower().replace("shapley", "Shapley"),
-                    "most": f"{most.replace('_', ' ')} ({_two(medians[most])})",
-                    "least": f"{least.replace('_', ' ')} ({_two(medians[least])})",
+                    "most": f"{most.replace('_', ' ')} ({wording.two(medians[most])})",
+                    "least": f"{least.replace('_', ' ')} ({wording.two(medians[least])})",
                 }
             )
     return found
@@ -98,7 +98,9 @@ def _grid(rows: list[Row]) -> Grid:
         [
             [text(wording.named(group), f"{place:05d}")]
             + [
-                with_interval(of[other]["correlation"], of[other]["low"], of[other]["high"], _two)
+                with_interval(
+                    of[other]["correlation"], of[other]["low"], of[other]["high"], wording.two
+                )
                 if other in of
                 else Cell(wording.NONE)
                 for other in others
@@ -106,7 +108,3 @@ def _grid(rows: list[Row]) -> Grid:
             for place, (group, of) in enumerate(by_group.items())
         ],
     )
-
-
-def _two(value: float | None) -> str:
-    return f"{value:.2f}".replace("-", "−") if wording.known(value) else wording.NONE

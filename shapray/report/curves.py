@@ -7,11 +7,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.parts import Grid, Missing, Section, num, text, with_interval
-from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, logarithmic, plot, segments
+from shapray.report.plots import (
+    DASHES,
+    INK,
+    MARKERS,
+    SERIES,
+    Plot,
+    logarithmic,
+    percents,
+    plot,
+    segments,
+)
 from shapray.report.read import Run
 from shapray.storage import names
 
@@ -60,9 +69,9 @@ def _plot(key: str, column: str, lines: dict[str, list[Row]], whole: Row, title:
             segments(axes, list(zip(x, low)), list(zip(x, high)), color=colour, linewidth=0.9)
             axes.plot(x, y, color=colour, linestyle=dash, marker=MARKERS[look], label=name[:24])
         axes.set(xlabel="multiply-adds left")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        percents(axes.xaxis)
         if column == "top1":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, None))
+            percents(axes.yaxis)
         elif own and max(own) > 5 * min(own) > 0:
             logarithmic(axes)
 

@@ -15,13 +15,13 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
     LogLocator,
     MaxNLocator,
     NullFormatter,
-    PercentFormatter,
 )
 
 INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -111,7 +111,7 @@ def plot(
         handles, labels = axes.get_legend_handles_labels()
         n_lines = -(-len(handles) // 2) if len(handles) > 1 else 0
         top = 10 + 16 * n_lines  # by hand: matplotlib's own layouts take longer than the drawing
-        figure.subplots_adjust(left / _WIDTH, 38 / height, 1 - 10 / _WIDTH, 1 - top / height)
+        figure.subplots_adjust(left / _WIDTH, 38 / height, 1 - 14 / _WIDTH, 1 - top / height)
         if n_lines:
             figure.legend(handles, labels, loc="upper left", ncols=2, borderaxespad=0)
         return Plot(_svg(figure, key, alternative), caption)
@@ -161,8 +161,15 @@ def logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def percents(axis: Axis) -> None:
+    """Labels of shares as percentages, with as many decimals as tell them apart."""
+    axis.set_major_formatter(
+        FuncFormatter(lambda share, _: f"{100 * share:.6g}%".replace("-", "−"))
+    )
+
+
 def strips(
-    axes: Axes, rows: Mapping[str, Sequence[float]], label: str, percents: bool = False
+    axes: Axes, rows: Mapping[str, Sequence[float]], label: str, shares: bool = False
 ) -> None:
     """A line for each row: a tick for every number (quantiles of many), a mark at the median."""
     for place, numbers in enumerate(rows.values()):
@@ -186,8 +193,8 @@ def strips(
     axes.grid(axis="y", visible=False)
     axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    if percents:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    if shares:
+        percents(axes.xaxis)
 
 
 def _svg(figure: Figure, key: str, alternative: str) -> Markup:

@@ -33,7 +33,7 @@ def section(run: Run) -> Section:
                 (failed.stage, wording.named(failed.task), wording.named(failed.message))
                 for failed in run.record.failures
             ],
-            "not_done": [name for name, of in run.record.stages.items() if of.state != "done"],
+            "not_done": run.record.not_done,
             "fingerprint": run.record.fingerprint,
         },
     )
@@ -91,7 +91,7 @@ def _scores(run: Run) -> Facts:
         exact, images = (float(array(run.scores, name).sum()) for name in ("n_exact", "n_images"))
         yield "values that are exact", wording.percent(exact / images if images else None)
     found = run.record.stages.get("score", Stage())
-    if found.evaluations is not None:
+    if found.evaluations:  # 0 where all shards were found done
         yield "coalitions evaluated", wording.count(found.evaluations)
 
 

@@ -127,6 +127,11 @@ class Record(Found):
     n_classes: int | None = None
     class_names: Annotated[list[str], BeforeValidator(_empty_if_none)] = []
 
+    @property
+    def not_done(self) -> list[str]:
+        """Stages that are not done; that of the report itself is while it is made."""
+        return [name for name, of in self.stages.items() if of.state != "done" and name != "report"]
+
     def asked(self, *keys: str) -> Any:
         """A value of the job, None where it has none."""
         value: Any = self.job

@@ -6,11 +6,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.parts import Grid, Section, not_explained, num, text
-from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, logarithmic, plot, segments
+from shapray.report.plots import (
+    DASHES,
+    INK,
+    MARKERS,
+    SERIES,
+    Plot,
+    logarithmic,
+    percents,
+    plot,
+    segments,
+)
 from shapray.report.read import Run, array
 
 N_BINS = 12  # of the number of active units
@@ -28,7 +37,7 @@ def section(run: Run) -> Section:
     plots = []
     if sampling is not None and sampling.num_rows:
         plots.append(_errors(sampling))
-    if rows:
+    if _by_price(rows):
         plots.append(_flips(rows))
     return Section(
         "sampling",
@@ -37,6 +46,7 @@ def section(run: Run) -> Section:
             "missing": missing,
             "plots": plots,
             "grid": _grid(rows) if rows else None,
+            "none_cut": bool(rows) and not _by_price(rows),
             "flips": [
                 (wording.plural(price, "permutation"), wording.percent(float(np.median(of)), 0))
                 for price, of in _by_price(rows).items()
@@ -96,10 +106,11 @@ def _errors(table: pa.Table) -> Plot:
 
 
 def _by_price(rows: list[dict[str, Any]]) -> dict[int, list[float]]:
-    """Of every price, the cheapest first, the groups' shares of draws that cut other units."""
+    """Of every price, the cheapest first, the shares of draws that cut other units, of those groups
+    of which any are cut."""
     found: dict[int, list[float]] = defaultdict(list)
     for row in rows:
-        if wording.known(row["another_cut"]):
+        if row["n_cut"] and wording.known(row["another_cut"]):
             found[row["permutations"]].append(row["another_cut"])
     return dict(sorted(found.items()))
 
@@ -122,7 +133,7 @@ def _flips(rows: list[dict[str, Any]]) -> Plot:
         medians = [float(np.median(by_price[price])) for price in prices]
         axes.plot(range(len(prices)), medians, color=INK, linewidth=1, linestyle=":")
         axes.set_xticks(range(len(prices)), [str(price) for price in prices])
-        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        percents(axes.yaxis)
         axes.set(
             xlabel="permutations of each image", ylabel="draws that cut others", ylim=(-0.03, 1.03)
         )

@@ -177,7 +177,7 @@ def _row(run: Run, group: str, row: dict[str, Any]) -> Iterator[Cell]:
     yield num(facts.get("negative"))
     yield num(facts.get("negative_share"), lambda share: wording.percent(share, 0))
     yield num(row["active_fraction"], lambda share: wording.percent(share, 0))
-    yield num(facts.get("selectivity"), lambda value: wording.number(value, 2))
+    yield num(facts.get("selectivity"), wording.two)
     yield num(facts.get("misplaced"), wording.percent)
 
 

@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.parts import Grid, Missing, Section, not_explained, num, text, with_error
-from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, plot, strips
+from shapray.report.plots import DASHES, INK, MARKERS, SERIES, Plot, percents, plot, strips
 from shapray.report.read import Run, array, by_group
 
 
@@ -66,7 +65,7 @@ def _plot(run: Run, number: int, group: str, table: pa.Table) -> Plot:
                 x, y, color=colour, linestyle=DASHES[place], marker=MARKERS[place], label=name
             )
         axes.axhline(0, color=INK, linewidth=0.7)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        percents(axes.xaxis)
         axes.set(xlabel="share of the other units that is there")
 
     facts = "; ".join(
@@ -108,7 +107,7 @@ def _additivity_plot(rows: list[dict[str, Any]]) -> Plot:
         "What the units of a group explain of its whole worth if each is counted as the first "
         "or as the last to join. A tick is a group; at 100% nothing would depend on the others.",
         f"Share of the group's worth, median over groups: {facts}.",
-        lambda axes: strips(axes, found, "share of the group's worth", percents=True),
+        lambda axes: strips(axes, found, "share of the group's worth", shares=True),
         height=120,
         left=92,
     )

@@ -6,11 +6,10 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from shapray.report import wording
 from shapray.report.parts import Cell, Grid, Missing, Section, num, text, with_interval
-from shapray.report.plots import INK, MARKERS, MUTED, SERIES, Plot, plot, segments
+from shapray.report.plots import INK, MARKERS, MUTED, SERIES, Plot, percents, plot, segments
 from shapray.report.read import Run
 from shapray.report.records import Measured, Metrics, Rival, Timed
 from shapray.storage import names
@@ -52,8 +51,8 @@ def section(run: Run) -> Section:
 def _missing(run: Run) -> Missing | None:
     if run.metrics is not None:
         return None
-    state = next((name for name, of in run.record.stages.items() if of.state != "done"), None)
-    why = f"The run has come as far as its stage “{state}”." if state else ""
+    waiting = run.record.not_done
+    why = f"The run has come as far as its stage “{waiting[0]}”." if waiting else ""
     return Missing("What the cut costs", f"{names.CUTS}/{names.METRICS}", why=why)
 
 
@@ -224,7 +223,7 @@ def _plot(metrics: Metrics) -> Plot:
         axes.axvline(metrics.before.top1, color=MUTED, linewidth=0.8, linestyle=":")
         axes.set_yticks([-place for place in range(len(rows))], [row[0] for row in rows])
         axes.set(xlabel="accuracy", ylim=(0.6 - len(rows), 0.6))
-        axes.xaxis.set_major_formatter(PercentFormatter(1, None))
+        percents(axes.xaxis)
         axes.grid(axis="y", visible=False)
 
     facts = "; ".join(f"{name} {wording.percent(top1)}" for name, top1, _, _ in rows)

@@ -53,6 +53,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def two(value: float | None) -> str:
+    """Of numbers that lie between -1 and 1: two decimals."""
+    return f"{value:.2f}".replace("-", "−") if known(value) else NONE
+
+
 def count(value: float | None) -> str:
     return f"{value:,.0f}" if known(value) else NONE
 

@@ -77,11 +77,15 @@ def opened(browser, files):
     assert wrong == []
 
 
+def unfolded(page):
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+
+
 @pytest.mark.parametrize("width", [360, 1280, 2560])
 @pytest.mark.parametrize("which", ["usual", "hostile"])
 def test_the_page_fits_the_screen_with_everything_unfolded(opened, which, width):
     page = opened(which, width)
-    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    unfolded(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     sizes = page.evaluate(
         """[...document.querySelectorAll('figure svg text')].map(
@@ -99,7 +103,7 @@ def test_the_page_fits_the_screen_with_everything_unfolded(opened, which, width)
 
 def test_all_figures_and_tables_can_be_seen(opened):
     page = opened()
-    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    unfolded(page)
     for what, least in (("figure svg", 15), ("table", 12), ("svg.crop", 100), ("td > svg", 2)):
         found = page.locator(what)
         assert found.count() >= least
@@ -175,8 +179,10 @@ def test_words_and_figures_are_to_be_read_in_both_schemes(opened, scheme):
 
 
 def test_it_prints(opened):
-    page = opened(color_scheme="dark")
+    page = opened(width=720, color_scheme="dark")  # of a sheet of A4 within its margins
     page.emulate_media(media="print")
+    unfolded(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
     assert page.pdf().startswith(b"%PDF")

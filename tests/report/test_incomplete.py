@@ -58,6 +58,15 @@ def test_a_table_without_rows_is_no_error(store):
     assert "There is no file" not in page.text
 
 
+def test_draws_of_groups_that_are_not_cut_tell_nothing(store):
+    rows = [row | {"n_cut": 0} for row in store.read_table("explain/flips.parquet").to_pylist()]
+    table = pa.Table.from_pylist(rows, schema=TABLES["flips"])
+    store.publish_table("explain/flips.parquet", [table], table.schema)
+    page = Page(report(store))
+    assert "No group that was cut has images with exact values" in page.text
+    assert not any(one.startswith("Share of draws") for one in page.figures)
+
+
 def test_a_run_that_was_stopped_before_its_cut_says_how_far_it_came(tmp_path):
     store = RunDirectory(str(tmp_path))
     content = record("early", [], 3)

@@ -21,9 +21,7 @@ document.addEventListener("click", (event) => {
   });
   body.append(...rows);
 });
-// What is printed, and what a link leads to, is not folded away.
-const unfold = (details) => details.forEach((one) => { one.open = true; });
-addEventListener("beforeprint", () => unfold(document.querySelectorAll("details.print")));
+// What a link leads to is not folded away.
 const follow = () => {
   const target = location.hash && document.getElementById(location.hash.slice(1));
   for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
