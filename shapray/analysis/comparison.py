@@ -1,24 +1,21 @@
 """Two runs held against each other: whether they rank the units alike and cut the same ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
 
 from shapray.analysis.catalogue import REMOVED
 from shapray.analysis.tables import Tables, tables
 from shapray.errors import JobError
+from shapray.rank_correlation import kendall, spearman
 from shapray.storage import names
 from shapray.storage.column import column
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import some
 
-FEWEST_UNITS = 5  # of which a rank correlation has an interval
-_Z = NormalDist().inv_cdf(0.975)
 _DOUBLE, _INT, _UNITS = pa.float64(), pa.int64(), pa.list_(pa.int64())
 AGREEMENT = pa.schema(
     [
@@ -115,21 +112,11 @@ def _scores(run: str, of: Tables, by: str) -> dict[str, np.ndarray]:
 
 def _correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
     known = np.isfinite(first) & np.isfinite(second)
-    n = int(known.sum())
     found: dict[str, float | None] = {}
-    ways: tuple[tuple[str, Callable[..., Any], Callable[[float], float]], ...] = (
-        ("spearman", stats.spearmanr, lambda r: (1 + r**2 / 2) / (n - 3)),
-        ("kendall", stats.kendalltau, lambda r: 0.437 / (n - 4)),
-    )
-    for name, correlation, variance in ways:
-        varied = n > 1 and min(np.ptp(first[known]), np.ptp(second[known])) > 0
-        r = float(correlation(first[known], second[known]).statistic) if varied else None
-        found[name] = r
-        if r is not None and n >= FEWEST_UNITS:
-            with np.errstate(divide="ignore"):
-                centre, half = np.arctanh(np.clip(r, -1, 1)), _Z * variance(r) ** 0.5
-            found[f"{name}_low"] = float(np.tanh(centre - half))
-            found[f"{name}_high"] = float(np.tanh(centre + half))
+    for name, correlation in (("spearman", spearman), ("kendall", kendall)):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = correlation(
+            first[known], second[known]
+        )
     return found
 
 
