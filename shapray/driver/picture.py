@@ -14,8 +14,8 @@ from rich.text import Text
 from shapray.driver.plan import Plan
 from shapray.pruning.doubt import all_misplaced
 from shapray.storage import names
+from shapray.storage.certainty import UNSURE
 
-UNSURE = 0.1  # a larger chance to belong on the other side of the cut
 BLOCKS, LETTERS = "█▒░", "#?."  # kept, unsure, removed; told apart without colour
 _STYLES = ("green", "yellow", "dim")
 _NAME, _NUMBERS = 28, 38  # characters
@@ -59,7 +59,7 @@ class Share:
         kept, gone = int((~goes).sum()), int(goes.sum())
         if np.isnan(chances).any():
             return Share(name, kept, gone)
-        unsure = chances > UNSURE
+        unsure = chances >= UNSURE
         return Share(name, kept, gone, int((unsure & ~goes).sum()), int((unsure & goes).sum()))
 
 
@@ -96,7 +96,7 @@ def show(console: Console, groups: Sequence[Share]) -> None:
     console.print(table)
     kept, unsure, removed = tuple(marks)
     console.print(
-        f"{kept} kept  {unsure} unsure  {removed} removed; unsure: a chance above {UNSURE:.0%} "
+        f"{kept} kept  {unsure} unsure  {removed} removed; unsure: a chance of {UNSURE:.0%} or more "
         "that the unit belongs on the other side of the cut, by the total errors of the scores"
     )
 

@@ -11,9 +11,8 @@ from shapray.report.parts import Cell, Grid, Missing, Section, not_explained, nu
 from shapray.report.plots import SERIES, bar
 from shapray.report.read import Run, array
 from shapray.storage import certainty, names
-from shapray.storage.certainty import Certainty
+from shapray.storage.certainty import UNSURE, Certainty
 
-UNSURE = 0.05  # chance of the other side of the cut from which a unit is not sure
 # Kept and removed, sure and not: a colour, a hatch over it, and what is below the hatch.
 _LOOKS = {
     "kept": (SERIES[0], "", SERIES[0]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+UNSURE = 0.05  # of a unit: from this chance to belong on the other side of the cut
 DOMINATES = 2.0  # times the other error: then only this one is worth money
 
 

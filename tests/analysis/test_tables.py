@@ -14,13 +14,14 @@ import pytest
 from faulty_s3 import BUCKET, faulty_s3
 
 import shapray
-from shapray.storage.explained import UNITS
+from shapray.storage.explained import TABLES, UNITS
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import SCORES, SHARD
 
 OF_A_RUN = (
     *("groups", "prices", "scores", "class_scores", "images"),
     *("curve", "group_losses", "removed"),
+    *TABLES,
 )
 IN_SQL = 'SELECT "group", unit, avg(shapley_value) AS mean FROM values GROUP BY ALL ORDER BY ALL'
 
