@@ -1,5 +1,5 @@
 """A simulated run of many images: how long the cookbook's queries take on it, and what memory
-summing it up takes.
+summing it up, explaining it and its report take.
 
 python -m jobs.benchmarks.many_images FOLDER [--images 50000]
 
@@ -16,12 +16,20 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import shapray
 from jobs.benchmarks.memory import peak
 from jobs.cookbook.queries import QUERIES
+from shapray.config import Prune
+from shapray.explain.activations import Activations
+from shapray.explain.extremes import find_extremes
+from shapray.explain.units import ClassMeans, unit_rows
+from shapray.pruning.doubt import misplaced
+from shapray.report.page import publish_report
 from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
+from shapray.storage.explained import EXTREMES, UNITS
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.schemas import CLASS_SCORES, CURVE, GROUPS, SCORES, SHARD
 from shapray.storage.shards import list_shards, publish_columns, publish_shard, shard_path
@@ -37,7 +45,13 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--images", type=int, default=50_000)
     options = parser.parse_args()
-    for step in (write, sum_up, ask):  # a process each, so that each one's memory is its own
+    for step in (
+        write,
+        sum_up,
+        explain,
+        page,
+        ask,
+    ):  # a process each, so that each one's memory is its own
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             print(process.submit(step, options.folder, options.images).result())
 
@@ -79,6 +93,46 @@ def sum_up(folder: str, n_images: int) -> str:
     return (
         f"summed up in {seconds:.0f} s, with at most {most / 2**30:.2f} GiB of memory, of which "
         f"{before / 2**30:.2f} before the first shard"
+    )
+
+
+def explain(folder: str, n_images: int) -> str:
+    """What the shards say of each unit; there is no network to ask for more."""
+    store, start = RunDirectory(folder), time.perf_counter()
+    before, scores = peak(), store.read_table(names.SCORES)
+    classes, parts = store.read_table(names.CLASS_SCORES), []
+    plan = store.read_json(f"{names.CUTS}/{names.PLAN}") or {}
+    for group, n_units in N_UNITS.items():
+        shards = [shard_path(group, *images) for images in _slices(group, n_images)]
+        extremes = find_extremes(group, n_units, map(store.read_table, shards))
+        removed = plan["groups"][group]["removed"]
+        own = scores.filter(pc.equal(scores["group"], group))
+        rows = unit_rows(
+            group,
+            extremes,
+            Activations(np.full(n_units, np.nan), np.zeros(0, int), np.zeros((0, n_units))),
+            {},
+            ClassMeans.of(classes.filter(pc.equal(classes["group"], group)), n_units),
+            removed,
+            misplaced(own, Prune(rank_by=("mean_abs",)), None, removed),
+        )
+        parts.append((rows, extremes.table))
+    units, extremes_of_all = zip(*parts, strict=True)
+    store.publish_table(names.explained("units"), units, UNITS)
+    store.publish_table(names.explained("extremes"), extremes_of_all, EXTREMES)
+    return (
+        f"explained in {time.perf_counter() - start:.0f} s, with at most {peak() / 2**30:.2f} GiB "
+        f"of memory, of which {before / 2**30:.2f} before the first shard"
+    )
+
+
+def page(folder: str, n_images: int) -> str:
+    """The report."""
+    store, start = RunDirectory(folder), time.perf_counter()
+    size = store.fs.size(publish_report(store)) / 2**20
+    return (
+        f"report of {size:.1f} MiB in {time.perf_counter() - start:.0f} s, with at most "
+        f"{peak() / 2**30:.2f} GiB of memory"
     )
 
 

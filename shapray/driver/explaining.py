@@ -147,7 +147,7 @@ class Explaining:
             value=setup.job.score.value,
             seed=setup.job.score.seed,
             order=self.ranking.orders[group.name],
-            n_cut=len(self.removed[group.name]),
+            n_cut=len(self.removed[group.name]) or group.n_units // 2,
             rank_by="mean" if self._prune.rank_by == ("mean",) else "mean_abs",
             exact_max_players=setup.job.score.exact_max_players,
             n_evaluations=0,

@@ -62,7 +62,7 @@ class Asked:
         value: name of the value function.
         seed: of the job.
         order: the group's units by the job's ranking, the least important first.
-        n_cut: units of the group that the job removes.
+        n_cut: units that go: as many as the job removes, half of a group that loses none.
         rank_by: "mean" or "mean_abs", the scores by which sampling is to find the cut.
         exact_max_players: an image with no more active units is enumerated.
         n_evaluations: coalitions that scoring the group took, over all images.

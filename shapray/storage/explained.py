@@ -37,7 +37,8 @@ UNITS = pa.schema(
         column(
             "unrepaired",
             _DOUBLE,
-            "what least squares cannot make up for if this unit alone goes (criterion obs)",
+            "what least squares cannot make up for when this unit goes, in the order in which "
+            "units go (criterion obs)",
         ),
         column(
             "selectivity",
@@ -193,7 +194,13 @@ FLIPS = pa.schema(
         _GROUP,
         column("permutations", _INT, "price of the sampling", nullable=False),
         column("n_images", _INT, "images that are exact", "images", nullable=False),
-        column("n_cut", _INT, "units of the group that the job removes", "units", nullable=False),
+        column(
+            "n_cut",
+            _INT,
+            "units that go: as many as the job removes, half of a group that loses none",
+            "units",
+            nullable=False,
+        ),
         column(
             "another_cut",
             _DOUBLE,
