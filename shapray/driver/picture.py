@@ -96,8 +96,8 @@ def show(console: Console, groups: Sequence[Share]) -> None:
     console.print(table)
     kept, unsure, removed = tuple(marks)
     console.print(
-        f"{kept} kept  {unsure} unsure  {removed} removed; unsure: a chance of {UNSURE:.0%} or more "
-        "that the unit belongs on the other side of the cut, by the total errors of the scores"
+        f"{kept} kept  {unsure} unsure  {removed} removed; unsure: a chance of {UNSURE:.0%} or "
+        "more that the unit belongs on the other side of the cut, by the total errors of the scores"
     )
 
 
