@@ -136,7 +136,7 @@ class Score(Section):
 
 class Explain(Section):
     """How the scores come about. `images`: calibration images on which further coalitions are
-    evaluated for it, of each group; 0: only what follows from the scores and the network itself."""
+    evaluated for it, of each group; 0: nothing is explained."""
 
     images: Annotated[int, whole(0, 2**16)] = 64
 

@@ -22,10 +22,10 @@ from shapray.driver.fingerprint import check_same_job, comparable, fingerprint_p
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
 from shapray.driver.record import earlier_run, now
+from shapray.driver.reporting import show_report
 from shapray.driver.scoring import nothing_failed
 from shapray.errors import JobError
 from shapray.inputs.digest import digest
-from shapray.report.page import publish_report
 from shapray.storage import names
 from shapray.storage.claim import claimed
 from shapray.storage.run_directory import RunDirectory
@@ -86,9 +86,9 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
         metrics = cutting.measured(compared, facts)
         facts |= {"prune": job.prune.model_dump(mode="json"), "ended": now()}
         store.publish_json(f"{folder}/{names.CUT}", facts)
-        publish_report(store)
     summary.show_cuts(console, metrics)
     summary.show_all(console, store)
+    show_report(store, console)
 
 
 def _job(store: RunDirectory, run_dir: str, overrides: Sequence[str]) -> tuple[Job, int]:

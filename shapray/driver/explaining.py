@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from shapray.config import Prune
 from shapray.driver.crew import Crew
-from shapray.driver.explanations import Explanations
+from shapray.driver.explanations import Explanations, forget
 from shapray.driver.plan import Plan
 from shapray.driver.record import Record
 from shapray.driver.scoring import stop_if_failed
@@ -39,6 +39,7 @@ from shapray.worker.tasks import (
 MOST_IMAGES = 256  # calibration images that criteria and activations are taken on
 COLUMNS = {name: name for name in ("l1_norm", "taylor", "leave_one_out")} | {"obs": "unrepaired"}
 CLASSES = "class_removal"
+MAP_PASSES = 1000  # of the whole network, about, that the maps of a group's cards take
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Explaining:
 
     Attributes:
         planned: the plan, with the calibration images that the scores are of.
-        fingerprint: of the run.
+        record: of the run, with its fingerprint in it.
         precision: of the scoring.
         ranking: the job's own.
         removed: group -> the units that its cut removes.
@@ -56,19 +57,21 @@ class Explaining:
     crew: Crew
     planned: Plan
     record: Record
-    fingerprint: str
     precision: str
     ranking: Ranking
     removed: Mapping[str, Sequence[int]]
 
     def explain(self) -> None:
-        """Fill what is missing.
+        """Fill what is missing; nothing stays that is of another cut.
 
         Raises:
             TasksFailed: some tasks were set aside.
             StorageError: a table cannot be read or written.
         """
         setup = self.planned.setup
+        if not setup.job.explain.images:
+            forget(setup.store)
+            return
         scores = setup.store.read_table(names.SCORES)
         there = Explanations(setup.store, self._keys())
         missing = [group for group in setup.groups if group.name in there.missing]
@@ -77,9 +80,17 @@ class Explaining:
                 "groups": len(setup.groups),
                 "groups_found_done": len(setup.groups) - len(missing),
             }
-            if missing:
-                self._groups(missing, scores, there)
-            self._classes(scores, there)
+            try:
+                if missing:
+                    self._groups(missing, scores, there)
+            finally:
+                there.publish()
+            self._classes(there)
+
+    @property
+    def fingerprint(self) -> str:
+        found: str = self.record.content["fingerprint"]
+        return found
 
     def _keys(self) -> dict[str, str]:
         setup = self.planned.setup
@@ -101,7 +112,7 @@ class Explaining:
 
     def _groups(self, missing: Sequence[Group], scores: pa.Table, there: Explanations) -> None:
         activations, criteria = self._activations(), self._criteria(missing, scores)
-        by_class, by_name = self._class_scores(), {group.name: group for group in missing}
+        by_name = {group.name: group for group in missing}
 
         def receive(found: Explained) -> None:
             group = by_name[found.task.group]
@@ -111,9 +122,7 @@ class Explaining:
                 found.extremes,
                 activations[group.name],
                 criteria[group.name],
-                None
-                if by_class is None
-                else ClassMeans.of(_rows(by_class, group.name), group.n_units),
+                self._class_means(group),
                 self.removed[group.name],
                 misplaced(rows, self._prune, self._cost(group.name), self.removed[group.name]),
             )
@@ -123,7 +132,11 @@ class Explaining:
                 .astype(float)
                 for name in (*SCORES, *OTHERS)
             }
-            tables = {"units": units, "correlations": correlations(group.name, numbers)}
+            tables = {
+                "units": units,
+                "correlations": correlations(group.name, numbers),
+                "extremes": found.extremes.table,
+            }
             there.add(group.name, {**found.tables, **tables})
 
         tasks = [self._task(group, _rows(scores, group.name)) for group in missing]
@@ -142,7 +155,6 @@ class Explaining:
     def _task(self, group: Group, scores: pa.Table) -> ExplainTask:
         setup = self.planned.setup
         n_scored, n_images = scores["n_images"][0].as_py(), setup.job.explain.images
-        places = shuffled(len(setup.calibration)).tolist()
         asked = Asked(
             value=setup.job.score.value,
             seed=setup.job.score.seed,
@@ -158,10 +170,13 @@ class Explaining:
             self.fingerprint,
             self.precision,
             asked,
-            tuple(sorted(places[:n_images])),
+            tuple(shuffled(n_scored)[:n_images].tolist()),
             that_fit(len(setup.groups)),
             scores,
-            float(max(1, self.planned.tail_macs[group.name])) * group.n_units,
+            float(
+                self.planned.tail_macs[group.name] * group.n_units * n_images
+                + self.planned.chooser.sizes.all_macs * MAP_PASSES
+            ),
         )
 
     def _activations(self) -> Mapping[str, Activations]:
@@ -184,32 +199,35 @@ class Explaining:
                 found[group.name][COLUMNS[name]] = _rows(scores, group.name)[name].to_numpy()
 
         def receive(result: CriterionScores) -> None:
+            for note in result.notes:
+                self.crew.console.print(note)
             for group in groups:
                 found[group.name][COLUMNS[result.task.criterion]] = result.scores[group.name]
 
         tasks = [CriterionTask(name, {}, 1.0, MOST_IMAGES) for name in missing]
-        failures = self.crew.do("criterion", tasks, receive)
-        for failure in failures:
-            if failure.is_job_error:
-                self.crew.console.print(f"explain: left out: {failure.message}")
-        serious = [failure for failure in failures if not failure.is_job_error]
-        stop_if_failed("criterion", serious, self.record)
+        for failure in self.crew.do("criterion", tasks, receive):
+            self.crew.console.print(f"explain: {failure.task} is left out: {failure.message}")
         return found
 
-    def _class_scores(self) -> pa.Table | None:
+    def _class_means(self, group: Group) -> ClassMeans | None:
+        """A group's at a time: of a thousand classes all of them would not fit."""
         setup = self.planned.setup
         if setup.calibration.labels is None:
             return None
-        return setup.store.read_table(names.CLASS_SCORES)
+        own = pc.field("group") == group.name
+        columns = ["label", "unit", "mean", "mean_abs"]
+        table = setup.store.read_table(names.CLASS_SCORES, columns, own)
+        return ClassMeans.of(table, group.n_units)
 
-    def _classes(self, scores: pa.Table, there: Explanations) -> None:
+    def _classes(self, there: Explanations) -> None:
         """What becomes of each class without some units."""
-        setup, by_class = self.planned.setup, self._class_scores()
-        key = digest([self.fingerprint, len(setup.calibration), setup.evaluation.digest()])
-        if by_class is None or there.whole(CLASSES, key):
+        setup = self.planned.setup
+        groups = [group.name for group in setup.groups]
+        key = digest([self.fingerprint, len(setup.calibration), setup.evaluation.digest(), groups])
+        if setup.calibration.labels is None or there.whole(CLASSES, key):
             return
         found = list[ClassRemoved]()
-        tasks = [ClassTask(scores, by_class)]
+        tasks = [ClassTask()]
         stop_if_failed(CLASSES, self.crew.do("remove_classes", tasks, found.append), self.record)
         there.publish_whole(CLASSES, key, [found[0].table])
 

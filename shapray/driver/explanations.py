@@ -1,6 +1,7 @@
 """The tables of ``explain/`` of a run, group by group: what is there, and what was made of what."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from shapray.storage.run_directory import RunDirectory
 
 LAST = "units"  # published behind the others, and says which groups these are of
 WHOLE = ("class_removal",)  # not group by group
+REFRESH_SECONDS = 20.0  # between publications while groups come in
 _MADE_OF = b"shapray.made_of"
 
 
@@ -27,10 +29,13 @@ class Explanations:
     def __init__(self, store: RunDirectory, keys: Mapping[str, str]) -> None:
         self.store, self.keys = store, keys
         self._parts: dict[str, dict[str, pa.Table]] = {}  # group -> table -> its rows
+        self._published = time.monotonic()
         found = {name: self._read(name) for name in TABLES if name not in WHOLE}
         tables = {name: table for name, table in found.items() if table is not None}
+        self._is_published = not tables  # nothing that is there is of something else
         if len(tables) == len(found):
             made_of = _made_of(tables[LAST])
+            self._is_published = made_of == keys
             for group, key in keys.items():
                 if made_of.get(group) == key:
                     self._parts[group] = {
@@ -48,12 +53,21 @@ class Explanations:
         return [group for group in self.keys if group not in self._parts]
 
     def add(self, group: str, tables: Mapping[str, pa.Table]) -> None:
-        """All rows of a group; everything that is known so far is published."""
+        """All rows of a group; what is known so far is published now and then."""
         self._parts[group] = dict(tables)
+        self._is_published = False
+        if time.monotonic() - self._published > REFRESH_SECONDS:
+            self.publish()
+
+    def publish(self) -> None:
+        """Write what is known, and nothing else, if that is not what is there."""
+        if self._is_published:
+            return
         there = [name for name in self.keys if name in self._parts]
         for name in sorted(set(TABLES) - set(WHOLE), key=lambda name: (name == LAST, name)):
             parts = [self._parts[group][name] for group in there]
             self._publish(name, parts, {group: self.keys[group] for group in there})
+        self._published, self._is_published = time.monotonic(), True
 
     def whole(self, name: str, key: str) -> bool:
         """Whether one of `WHOLE` is there, made of the same."""
@@ -69,6 +83,12 @@ class Explanations:
             [part.cast(TABLES[name]) for part in parts] or [TABLES[name].empty_table()]
         )
         self.store.publish_table(names.explained(name), [joined], schema)
+
+
+def forget(store: RunDirectory) -> None:
+    """Delete what there is: it is of another cut, or nobody wants it."""
+    for name in TABLES:
+        store.remove(names.explained(name))
 
 
 def _made_of(table: pa.Table) -> dict[str, str]:

@@ -274,8 +274,8 @@ def stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None:
         again = "what was done is kept, and the same command does only the rest"
         if stage not in PIECEMEAL:
             again = (
-                "scores, criteria and losses of groups are kept, and the same command does this "
-                "stage anew"
+                "scores, criteria, losses and explanations of groups are kept, and the same "
+                "command does this stage anew"
             )
         raise TasksFailed(
             f"stage {stage}: {len(failures)} task{'s' * (len(failures) > 1)} failed (tracebacks "

@@ -15,11 +15,13 @@ from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import Inputs, open_inputs
 from shapray.driver.plan import Plan, plan
 from shapray.driver.record import Earlier, Record, earlier_run, now
+from shapray.driver.reporting import show_report
 from shapray.driver.rounds import Rounds
 from shapray.driver.scoring import inspected, nothing_failed, scored, stop_if_failed
 from shapray.driver.targets import Targets
-from shapray.errors import JobError, StorageError, TasksFailed
-from shapray.report.page import publish_report
+from shapray.errors import JobError, StorageError
+from shapray.pruning.cuts import Compared
+from shapray.pruning.ranking import Ranking
 from shapray.storage import names
 from shapray.storage.claim import Claim, claimed
 from shapray.storage.run_directory import RunDirectory
@@ -39,11 +41,7 @@ def run(job: Job, console: Console) -> None:
     store = RunDirectory(job.output)
     inputs = open_inputs(job, store)
     with claimed(store) as claim:
-        try:
-            _stages(inputs, claim, started, console)
-        except TasksFailed:
-            publish_report(store)  # says what there is, and what makes the rest
-            raise
+        _stages(inputs, claim, started, console)
 
 
 def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> None:
@@ -70,9 +68,17 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         if found.n_images < len(inputs.calibration):  # the others take part in nothing
             inputs = replace(inputs, calibration=inputs.calibration.first(found.n_images))
             planned = planned.on(inputs.calibration)
-        metrics = _cut(Rounds(inputs, planned, record, crews, precision))
-    publish_report(store)
-    summary.show(console, planned, found.totals, list(found.certainties.values()), metrics)
+        compared, metrics, ranking = _cut(Rounds(inputs, planned, record, crews, precision))
+        explaining = Explaining(
+            crews.of(planned), planned, record, precision, ranking, compared.kept.removed
+        )
+        try:
+            explaining.explain()
+        finally:  # the cut is made and measured, whatever comes of its explanation
+            crews.end()
+            certainties = list(found.certainties.values())
+            summary.show(console, planned, found.totals, certainties, metrics)
+            show_report(store, console)
 
 
 def _earlier(inputs: Inputs) -> Earlier | None:
@@ -114,9 +120,9 @@ def _cutting(crew: Crew, planned: Plan, record: Record) -> Cutting:
     return Cutting(crew, planned, planned.chooser, names.CUTS, stop, record.content["fingerprint"])
 
 
-def _cut(rounds: Rounds) -> dict[str, Any]:
-    """The smaller network, its rivals, and how the scores come about; returns the content of
-    ``prune/metrics.json``."""
+def _cut(rounds: Rounds) -> tuple[Compared, dict[str, Any], Ranking]:
+    """The smaller network and its rivals; returns what was compared, the content of
+    ``prune/metrics.json`` and the job's own ranking."""
     planned, record, crews = rounds.planned, rounds.record, rounds.crews
 
     def cutting() -> Cutting:
@@ -129,14 +135,4 @@ def _cut(rounds: Rounds) -> dict[str, Any]:
         compared = cutting().cuts(ranked, losses, removed)
     with record.stage("evaluate") as entry:
         metrics = cutting().measured(compared, entry)
-    if planned.setup.job.explain.images:
-        Explaining(
-            crews.of(planned),
-            planned,
-            record,
-            record.content["fingerprint"],
-            rounds.precision,
-            ranked[0],
-            compared.kept.removed,
-        ).explain()
-    return metrics
+    return compared, metrics, ranked[0]

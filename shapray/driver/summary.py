@@ -80,7 +80,7 @@ def show(
     )
     show_cuts(console, metrics)
     picture.show_cut(console, plan)
-    console.print(f"all files are in {store.shown}; {names.REPORT} there has it all to look at")
+    console.print(f"all files are in {store.shown}")
 
 
 def show_cuts(console: Console, metrics: dict[str, Any]) -> None:

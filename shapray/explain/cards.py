@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -100,7 +101,13 @@ def _on_card(extremes: pa.Table, unit: int, n_images: int) -> list[dict[str, Any
 
 def _has_slopes(inputs: Inputs) -> bool:
     try:
-        check_slopes(inputs)
+        check_slopes(
+            replace(
+                inputs,
+                images=inputs.images[:1],
+                labels=None if inputs.labels is None else inputs.labels[:1],
+            )
+        )
     except ValueError:
         return False
     return True

@@ -180,7 +180,9 @@ def sampling_rows(
 def flip_rows(
     group: str, found: Sampled, n_cut: int, rank_by: str, prices: tuple[int, ...] = PRICES
 ) -> pa.Table:
-    """The rows of `FLIPS`: one for each price."""
+    """The rows of `FLIPS`: one for each price; none where no unit goes."""
+    if n_cut == 0:
+        return FLIPS.empty_table()
     right = units_cut(found.exact, n_cut, rank_by)
     sampled = units_cut(found.drawn, n_cut, rank_by)  # (n_prices, n_seeds, n_units)
     n_other = (sampled & ~right).sum(2)

@@ -71,11 +71,14 @@ def unit_rows(
         else unknown,
         "misplaced": misplaced,
     }
-    serves = None if classes is None else classes.labels[classes.mean.argmax(axis=0)]
+    serves = pa.nulls(n_units, pa.int64())
+    if classes is not None:
+        useless = classes.mean.max(axis=0) <= 0
+        serves = pa.array(classes.labels[classes.mean.argmax(axis=0)], pa.int64(), mask=useless)
     columns = {
         "group": pa.array([group] * n_units, pa.string()),
         "unit": pa.array(np.arange(n_units)),
-        "serves": pa.nulls(n_units, pa.int64()) if serves is None else pa.array(serves),
+        "serves": serves,
         "removed": pa.array(is_removed),
         **{
             name: pa.array(column, pa.float64(), mask=np.isnan(column))

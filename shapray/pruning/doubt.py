@@ -1,9 +1,9 @@
 """How sure a cut is: the chance that a unit belongs on the other side of it.
 
 A score is off by its total error, of images and sampling. What the scores could be instead is drawn
-many times, the units are ranked anew each time as the job ranks them, and as many go; other
-criteria of a ranking are taken as they are. (A flat prior: the scores' own spread is not used to
-shrink them.)
+many times, the units are ranked anew each time as the job ranks them, and as many of the group go;
+how many should is not in doubt here. Other criteria of a ranking are taken as they are. (A flat
+prior: the scores' own spread is not used to shrink them.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def misplaced(
         removed: the units that the job's own cut removes.
     Returns:
         (n_units,) float64; NaN where nothing is known: the ranking is not by Shapley values, an
-        error is not known, or the cut is not what the ranking says (it took several rounds).
+        error is not known, nothing goes, or the cut is not what the ranking says (several rounds).
     """
     random = np.random.default_rng(len(scores))
     parts, drawn = [], []
@@ -48,7 +48,7 @@ def misplaced(
     is_removed = np.zeros(len(scores), bool)
     is_removed[list(removed)] = True
     exact = all(of_draws is part for part, of_draws in zip(parts, drawn))
-    if exact or not all(np.isfinite(of_draws).all() for of_draws in drawn):
+    if exact or not removed or not all(np.isfinite(of_draws).all() for of_draws in drawn):
         return unknown
     if not np.array_equal(_lowest(together(parts, cost), len(removed)), is_removed):
         return unknown

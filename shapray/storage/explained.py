@@ -6,6 +6,7 @@ Filled by `explain`; read by whoever asks why.
 import pyarrow as pa
 
 from shapray.storage.column import column
+from shapray.storage.criteria import CRITERIA
 
 _TEXT, _INT, _DOUBLE = pa.string(), pa.int64(), pa.float64()
 _GROUP = column("group", _TEXT, "name of the group: its root module", nullable=False)
@@ -26,20 +27,8 @@ UNITS = pa.schema(
             "mean absolute activation, as the consumers read it, over images, channels and "
             "positions",
         ),
-        column("l1_norm", _DOUBLE, "sum of the absolute weights that make the unit"),
-        column("taylor", _DOUBLE, "criterion of that name: activation times gradient", "value"),
-        column(
-            "leave_one_out",
-            _DOUBLE,
-            "mean over images of what the loss rises by if this unit alone goes",
-            "value",
-        ),
-        column(
-            "unrepaired",
-            _DOUBLE,
-            "what least squares cannot make up for when this unit goes, in the order in which "
-            "units go (criterion obs)",
-        ),
+        *(CRITERIA[name].with_nullable(True) for name in ("l1_norm", "taylor", "leave_one_out")),
+        CRITERIA["obs"].with_name("unrepaired").with_nullable(True),
         column(
             "selectivity",
             _DOUBLE,
@@ -52,13 +41,17 @@ UNITS = pa.schema(
             _DOUBLE,
             "the same of the activations (Morcos et al. 2018)",
         ),
-        column("serves", _INT, "label of the class with the largest mean Shapley value"),
+        column(
+            "serves",
+            _INT,
+            "label of the class with the largest mean Shapley value; null where none is above 0",
+        ),
         column("removed", pa.bool_(), "whether the job's own cut removes it"),
         column(
             "misplaced",
             _DOUBLE,
-            "chance that it belongs on the other side of the cut, by the total errors of the "
-            "scores; null where the ranking has none",
+            "chance that it belongs on the other side of the cut, given how many of the group go, "
+            "by the total errors of the scores; null where that is not known, or nothing goes",
             "probability",
         ),
     ]
@@ -170,7 +163,7 @@ NEGATIVES = pa.schema(
         ),
         column("loss_low", _DOUBLE, "lower end of its 95 % interval, paired by image", "nats"),
         column("loss_high", _DOUBLE, "upper end of its 95 % interval, paired by image", "nats"),
-        column("top1_change", _DOUBLE, "the same of the accuracy", "share"),
+        column("top1_change", _DOUBLE, "accuracy without the unit, less that with it", "share"),
         column("n_images", _INT, "evaluation images", "images"),
     ]
 )
@@ -205,7 +198,7 @@ FLIPS = pa.schema(
             "another_cut",
             _DOUBLE,
             "share of draws in which sampling these images would have removed another set of units "
-            "than their exact values",
+            "than their exact values, by the mean if the job ranks by it, else by mean_abs",
             "share",
         ),
         column("n_other", _DOUBLE, "mean number of units that differ", "units"),

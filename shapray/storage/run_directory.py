@@ -10,10 +10,11 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -182,13 +183,27 @@ class RunDirectory:
         self.publish(path, data)
         return len(data)
 
-    def read_table(self, path: str) -> pa.Table:
-        """Raises StorageError if the file is not there, is not Parquet or is damaged."""
+    def read_table(
+        self,
+        path: str,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ) -> pa.Table:
+        """A table, or some columns and rows of it.
+
+        Raises:
+            StorageError: the file is not there, is not Parquet or is damaged.
+        """
         data = self.read(path)
         if data is None:
             raise StorageError(f"{self.shown}/{path}: no such file")
         try:
-            return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            return pq.read_table(
+                io.BytesIO(data),
+                columns=None if columns is None else list(columns),
+                filters=where,
+                page_checksum_verification=True,
+            )
         except Exception as error:  # damaged bytes make Arrow raise almost anything
             raise self.failed("read", path, error) from error
 

@@ -25,6 +25,7 @@ from shapray.network.group import Group
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.pruning.repair.curves import shuffled
+from shapray.storage import names
 from shapray.storage.aggregate import matrix
 from shapray.storage.shards import read_shard
 from shapray.worker.cutter import Cutter
@@ -61,12 +62,15 @@ class Explainer:
 
     def explain(self, task: ExplainTask) -> Explained:
         group, calibration = self.scorer.groups[task.group], self.setup.calibration
-        scored = _Scored(task.images, group.n_units)
+        room = int(self.cutter.room * IMAGES_SHARE / 2)  # there may be as many of few units
+        most = max(1, room // self.scorer.example.nbytes)
+        drawn = sorted(task.images[:most])
+        scored = _Scored(drawn, group.n_units)
         shards = self._shards(task, group, scored)
         extremes = find_extremes(group.name, group.n_units, shards)
         split = self.scorer.split(group.name, task.precision)
-        few = scored.of_few_units(most_players(split.n_outputs), len(task.images))
-        images = [*task.images, *few]
+        few = scored.of_few_units(most_players(split.n_outputs), len(drawn))
+        images = [*drawn, *few]
         places = torch.tensor(images)
         played = play_again(
             split,
@@ -91,7 +95,6 @@ class Explainer:
         )
         tables = {
             **played.tables,
-            "extremes": extremes.table,
             "cards": shown,
             "negatives": alone,
             "kernels": kernels(self.setup.model, [group], self.scorer.example),
@@ -101,7 +104,10 @@ class Explainer:
     def remove_classes(self, task: ClassTask) -> ClassRemoved:
         evaluation = self.setup.evaluation
         inputs = self._inputs(evaluation, shuffled(len(evaluation))[:MOST_EVALUATED])
-        return ClassRemoved(task, class_removal(inputs, task.scores, task.class_scores))
+        columns = ["group", "unit", "mean"]
+        scores = self.setup.store.read_table(names.SCORES, columns)
+        by_class = self.setup.store.read_table(names.CLASS_SCORES, [*columns, "label"])
+        return ClassRemoved(task, class_removal(inputs, scores, by_class))
 
     def _shards(self, task: ExplainTask, group: Group, scored: "_Scored") -> Iterator[pa.Table]:
         """In image order; what is needed of them further on is noted down."""

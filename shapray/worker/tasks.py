@@ -251,7 +251,8 @@ class ExplainTask:
         shards: first and last (exclusive) image of each.
         fingerprint: of the run.
         asked: of the game that is played again.
-        images: places of the calibration images on which it may be.
+        images: places of calibration images on which it may be, drawn from those that the group
+            was scored on.
         card: units at each end, and images each way, that are shown.
         scores: the group's rows of ``scores.parquet``.
     """
@@ -288,8 +289,6 @@ class Explained:
 class ClassTask:
     """Measure what becomes of each class without some units, chosen by the score tables."""
 
-    scores: pa.Table
-    class_scores: pa.Table
     cost: float = 1.0
 
     def __str__(self) -> str:
