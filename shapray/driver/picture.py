@@ -91,7 +91,7 @@ def show(console: Console, groups: Sequence[Share]) -> None:
             Text.assemble(*zip(_pieces(share.counts, width, marks), _STYLES)),
             str(share.kept),
             str(share.removed),
-            "not known" if share.unsure is None else str(share.unsure),
+            _in_words(share),
         )
     console.print(table)
     kept, unsure, removed = tuple(marks)
@@ -99,6 +99,13 @@ def show(console: Console, groups: Sequence[Share]) -> None:
         f"{kept} kept  {unsure} unsure  {removed} removed; unsure: a chance of {UNSURE:.0%} or "
         "more that the unit belongs on the other side of the cut, by the total errors of the scores"
     )
+
+
+def _in_words(share: Share) -> str:
+    """How many are unsure, for the table."""
+    if share.removed == 0:  # which ones go is not in question
+        return "-"
+    return "not known" if share.unsure is None else str(share.unsure)
 
 
 def joined(groups: Sequence[Share], most: int) -> list[Share]:

@@ -63,6 +63,7 @@ def test_cuts_of_other_sizes_and_criteria_stand_beside_each_other(copied, capsys
     assert not ray.is_initialized()
 
     after = files(copied)
+    assert after.pop("report.html") != before.pop("report.html")  # it has all cuts
     assert before.items() <= after.items()  # the run's own, its scores and run.json among them
     half, l1, second = (metrics_of(copied, name) for name in ("half", "l1", "half-2"))
     for found in (half, l1):

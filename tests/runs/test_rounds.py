@@ -90,6 +90,8 @@ def test_one_round_leaves_no_folder_of_rounds(finished):
         "class_scores.parquet",
         "shards",
         "prune",
+        "explain",
+        "report.html",
     }
     assert json.loads((finished / "prune/metrics.json").read_text())["rounds"] == 1
     assert json.loads((finished / "prune/plan.json").read_text())["rounds"] == 1

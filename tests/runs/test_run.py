@@ -109,7 +109,9 @@ def test_the_network_is_smaller_and_the_figures_are_those_of_the_saved_one(finis
 def test_run_json_tells_what_was_run(finished):
     record = json.loads((finished / "run.json").read_text())
     assert {stage["state"] for stage in record["stages"].values()} == {"done"}
-    assert list(record["stages"]) == ["plan", "score", "aggregate", "prune", "evaluate"]
+    assert list(record["stages"]) == [
+        *("plan", "score", "aggregate", "prune", "evaluate", "explain")
+    ]
     assert record["job"]["score"]["permutations"] == "auto"
     assert record["example_shape"] == [1, 1, 8, 8]
     assert record["n_classes"] == 10
