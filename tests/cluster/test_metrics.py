@@ -55,6 +55,7 @@ def scrape_until(endpoint, key, value):
     return found
 
 
+@pytest.mark.slow
 def test_a_runs_metrics_are_exported(endpoint, tmp_path):
     output = tmp_path / "out"
     assert main([str(write_job(tmp_path, score__permutations=2)), *SCORED]) == 0
@@ -110,6 +111,7 @@ class Clumsy:
         raise ArithmeticError("no")
 
 
+@pytest.mark.slow
 def test_what_failed_is_counted_and_every_name_is_exported(endpoint):
     class Task:
         cost = 1.0

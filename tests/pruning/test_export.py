@@ -69,6 +69,7 @@ class OtherWhenTraced(Small):
         return super().forward(x) * (1.0 if torch.compiler.is_compiling() else 2.0)
 
 
+@pytest.mark.slow
 def test_a_program_is_read_without_this_package(network, tmp_path):
     made = exports(network, images(), ["pt2"])
     assert made.refused == {}

@@ -51,6 +51,7 @@ class Meanwhile(threading.Thread):
             raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_killed_workers_leave_no_trace_in_the_tables(shared_ray, finished, tmp_path):
     killed = []

@@ -53,6 +53,7 @@ def metrics_of(folder: Path, name: str) -> dict:
     return json.loads((folder / "prune" / name / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_cuts_of_other_sizes_and_criteria_stand_beside_each_other(copied, capsys):
     before = files(copied)
     assert main([str(copied), "prune.macs=0.5", *QUICK, "--name", "half"]) == 0
