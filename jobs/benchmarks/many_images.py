@@ -69,7 +69,7 @@ def write(folder: str, n_images: int) -> str:
             publish_shard(store, group, first, last, table, "simulated")
     store.publish_table(names.GROUPS, [_groups()], GROUPS)
     store.publish_table(f"{names.CUTS}/{names.CURVE}", [CURVE.empty_table()], CURVE)
-    store.publish_json(names.RUN, {"name": "simulated"})
+    store.publish_json(names.RUN, {"name": "simulated", "job": {}, "stages": {}})
     shards = list_shards(store)
     size = sum(store.fs.size(f"{store.root}/{path}") for path in shards) / 1e9
     return (
