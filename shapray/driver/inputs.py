@@ -80,7 +80,7 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
 
 def class_names(
     job: Job, n_classes: int, calibration: ImageSet, evaluation: ImageSet
-) -> list[str | None] | None:
+) -> list[str] | None:
     """What the classes are called: the job's names, or their folders'; None: nobody said."""
     if job.data.class_names is not None:
         return list(job.data.class_names)
@@ -91,7 +91,7 @@ def class_names(
     ):
         if source == "imagefolder" and images.labels is not None:
             folders |= _folder_of_label(images)
-    return [folders.get(label) for label in range(n_classes)] if folders else None
+    return [folders.get(n, f"class {n}") for n in range(n_classes)] if folders else None
 
 
 def _folder_of_label(images: ImageSet) -> dict[int, str]:
