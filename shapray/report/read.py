@@ -81,6 +81,11 @@ class Run:
         """None where nothing was cut."""
         return None if self.removed is None else unit in self.removed.get(group, ())
 
+    def class_key(self, label: int) -> str:
+        """By which a class is sorted: its name, else its number."""
+        known = self.record.class_names
+        return known[label] if 0 <= label < len(known) else f"{label:06d}"
+
     def class_scores(self, columns: list[str]) -> Iterator[pa.Table]:
         """Parts of ``class_scores.parquet``, which may be large; nothing if it is not there."""
         return _parts(self.store, names.CLASS_SCORES, schemas.CLASS_SCORES, columns)
