@@ -10,13 +10,16 @@ from shapray.storage.criteria import CRITERIA
 
 MEANINGS = {
     "mean": "the mean of the unit's Shapley values over the calibration images",
-    "mean_abs": "the mean of the absolutes of the unit's Shapley values",
+    "mean_abs": "the mean of the unit's absolute Shapley values",
     "obs": "what of a unit the others cannot make up for by least squares",
 }
 SEVERAL = "a unit's places by each of them are added up"
-COLUMNS = {"obs": "unrepaired", "l1_norm": "l1_norm", "taylor": "taylor"} | {
-    "leave_one_out": "leave_one_out"
-}  # of the table of units, that hold a criterion
+COLUMNS = {  # of the table of units, that hold a criterion
+    "obs": "unrepaired",
+    "l1_norm": "l1_norm",
+    "taylor": "taylor",
+    "leave_one_out": "leave_one_out",
+}
 
 
 def ranked_by(run: Run) -> tuple[str, ...]:

@@ -67,13 +67,14 @@ def _extreme(run: Run, rows: list[Row]) -> Markup | None:
     if not changes:
         return None
     others, own, row = min(changes, key=lambda change: change[1] - change[0])
-    if own >= others:
+    if own >= min(others, 0):
         return None
-    return Markup("Most apart is {}: from {} to {}, other classes {} points.").format(
+    return Markup("Farthest apart: {} falls from {} to {}, other classes {} by {} points.").format(
         wording.class_name(row["label"], run.record.class_names),
         wording.percent(row["top1_before"], 0),
         wording.percent(row["top1_after"], 0),
-        wording.signed(others),
+        "fall" if others <= 0 else "rise",
+        wording.signed(others)[1:],
     )
 
 
@@ -164,7 +165,7 @@ def _units(run: Run, rows: list[Row]) -> Grid:
                     wording.class_name(row["label"], run.record.class_names),
                     run.class_key(row["label"]),
                 ),
-                Cell(_named(run, row["units"])),
+                Cell(Markup('<div class="long">{}</div>').format(_named(run, row["units"]))),
             ]
             for row in rows
         ],
@@ -174,6 +175,9 @@ def _units(run: Run, rows: list[Row]) -> Grid:
 
 def _named(run: Run, units: list[str]) -> Markup:
     parted = [one.rpartition("/") for one in units[:N_NAMED]]
-    said = Markup(", ").join(full(run, group, int(unit)) for group, _, unit in parted)
+    said = Markup(", ").join(
+        Markup('<span class="whole">{}</span>').format(full(run, group, int(unit)))
+        for group, _, unit in parted
+    )
     more = len(units) - N_NAMED
     return said + (f" and {more:,} more" if more > 0 else "")
