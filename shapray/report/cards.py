@@ -8,11 +8,11 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from shapray.errors import StorageError
-from shapray.report import wording
+from shapray.report import order, wording
 from shapray.report.parts import Missing, Section, not_explained
 from shapray.report.read import Run, by_group
-from shapray.report.scores import tagged
 from shapray.report.sprites import Place, Sprite, sprite
+from shapray.report.units import card_key, tagged
 from shapray.storage import names
 from shapray.text import shown
 
@@ -30,7 +30,12 @@ def section(run: Run) -> Section:
     return Section(
         "cards",
         "Filter cards",
-        {"missing": missing, "groups": [] if found is None else list(_groups(run, found))},
+        {
+            "missing": missing,
+            "groups": [] if found is None else list(_groups(run, found)),
+            "ends": order.ends(run),
+            "by_mean": order.by_mean(run),
+        },
     )
 
 
@@ -107,16 +112,19 @@ def _card(
 ) -> dict[str, Any]:
     facts = run.unit_facts.get((group, unit), {})
     scores = run.scores_of.get(group)
-    score = None
+    score = absolute = None
     if scores is not None and unit < scores.num_rows:
         row = scores.slice(unit, 1).to_pylist()[0]
         score = f"{wording.number(row['mean'])} ± {wording.number(row['total_error'], 2)}"
+        absolute = wording.number(row["mean_abs"])
     kernel = made.kernels.get(place)
     return {
         "title": tagged(run, group, unit, Markup("Unit {}").format(unit)),
         "anchor": card_key(run, group, unit),
-        "end": {"top": "worth most", "bottom": "worth least"}.get(rows[0]["end"], ""),
+        "group": wording.named(group),
+        "end": order.ends(run).get(rows[0]["end"], ""),
         "score": score,
+        "absolute": absolute,
         "serves": wording.class_name(facts.get("serves"), run.record.class_names)
         if facts.get("serves") is not None
         else None,
@@ -133,12 +141,6 @@ def _card(
             if (pictures := list(_pictures(run, rows, direction, place, made, key)))
         ],
     }
-
-
-def card_key(run: Run, group: str, unit: int) -> str:
-    """By which other parts of the page lead to a card; no name of the job is in it."""
-    place = run.scored.index(group) if group in run.scored else len(run.scored)
-    return f"card-{place}-{unit}"
 
 
 def _pictures(

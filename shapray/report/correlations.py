@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from shapray.report import wording
+from shapray.report import order, wording
 from shapray.report.parts import Cell, Grid, Section, not_explained, text, with_interval
 from shapray.report.plots import Plot, plot, strips
 from shapray.report.read import Run
@@ -17,6 +17,7 @@ def section(run: Run) -> Section:
     rows: list[Row] = [] if found is None else found.to_pylist()
     of_scores = {name: [row for row in rows if row["score"] == name] for name in _SCORES}
     of_scores = {name: of for name, of in of_scores.items() if of}
+    ranked_by = order.ranked_by(run)
     return Section(
         "correlations",
         "Do simpler criteria say the same?",
@@ -25,6 +26,7 @@ def section(run: Run) -> Section:
             if found is None
             else None,
             "nearest": _nearest(of_scores),
+            "beyond": order.in_words(ranked_by) if set(ranked_by) - {"mean", "mean_abs"} else None,
             "plots": [_plot(name, of) for name, of in of_scores.items()],
             "grids": [
                 {"title": f"{_SCORES[name]}, group by group", "grid": _grid(of)}
@@ -48,8 +50,8 @@ def _nearest(of_scores: dict[str, list[Row]]) -> list[dict[str, str]]:
             found.append(
                 {
                     "score": _SCORES[name].lower().replace("shapley", "Shapley"),
-                    "most": f"{most.replace('_', ' ')} ({wording.two(medians[most])})",
-                    "least": f"{least.replace('_', ' ')} ({wording.two(medians[least])})",
+                    "most": f"{order.criterion(most)} ({wording.two(medians[most])})",
+                    "least": f"{order.criterion(least)} ({wording.two(medians[least])})",
                 }
             )
     return found
@@ -65,7 +67,7 @@ def _others(rows: list[Row]) -> list[str]:
 
 def _plot(score: str, rows: list[Row]) -> Plot:
     found = {
-        other.replace("_", " ")[:20]: [
+        order.criterion(other)[:20]: [
             row["correlation"] for row in rows if row["other"] == other and _known(row)
         ]
         for other in _others(rows)
@@ -94,7 +96,7 @@ def _grid(rows: list[Row]) -> Grid:
         by_group.setdefault(row["group"], {})[row["other"]] = row
     return Grid(
         "Rank correlations of one score, with 95% intervals",
-        ["group", *(other.replace("_", " ") for other in others)],
+        ["group", *(order.criterion(other) for other in others)],
         [
             [text(wording.named(group), f"{place:05d}")]
             + [

@@ -61,7 +61,7 @@ def _plot(key: str, column: str, lines: dict[str, list[Row]], whole: Row, title:
 
     def draw(axes: Axes) -> None:
         if whole[column] is not None:
-            axes.axhline(whole[column], color=INK, linewidth=0.9, label="whole network")
+            axes.axhline(whole[column], color=INK, linewidth=2.2, label="whole network")
         for place, (name, found) in enumerate(points.items()):
             look = place % len(SERIES)
             colour, dash = SERIES[look], DASHES[(place // len(SERIES) + place) % len(DASHES)]
@@ -74,6 +74,7 @@ def _plot(key: str, column: str, lines: dict[str, list[Row]], whole: Row, title:
             percents(axes.yaxis)
         elif own and max(own) > 5 * min(own) > 0:
             logarithmic(axes)
+            axes.set(ylabel="nats, logarithmic scale")
 
     facts = "; ".join(
         f"{name}: "

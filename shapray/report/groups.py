@@ -1,17 +1,20 @@
 """What stays of every group, and how sure that is."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from markupsafe import Markup
 
-from shapray.report import wording
+from shapray.report import order, wording
 from shapray.report.parts import Cell, Grid, Missing, Section, not_explained, num, text
 from shapray.report.plots import SERIES, bar
 from shapray.report.read import Run, array
 from shapray.storage import certainty, names
 from shapray.storage.certainty import UNSURE, Certainty
+
+N = TypeVar("N", int, float)
 
 # Kept and removed, sure and not: a colour, a hatch over it, and what is below the hatch.
 _LOOKS = {
@@ -22,11 +25,47 @@ _LOOKS = {
 }
 
 
+@dataclass
+class Total:
+    """Of all groups; what is not known of one is not known of all."""
+
+    n_units: int = 0
+    kept: int | None = 0
+    unsure: int | None = 0
+    expected: float | None = 0.0
+
+    def add(
+        self, n_units: int, kept: int | None, unsure: int | None, expected: float | None
+    ) -> None:
+        self.n_units += n_units
+        self.kept = _sum(self.kept, kept)
+        self.unsure = _sum(self.unsure, unsure)
+        self.expected = _sum(self.expected, expected)
+
+    def cells(self) -> list[Cell]:
+        share = self.kept / self.n_units if self.kept is not None and self.n_units else None
+        return [
+            Cell("all groups"),
+            Cell(""),
+            num(self.n_units, wording.count),
+            num(self.kept, wording.count),
+            num(share, wording.percent),
+            num(self.unsure, wording.count),
+            num(self.expected, wording.tenths),
+            *(Cell("") for _ in range(4)),
+        ]
+
+
+def _sum(one: N | None, other: N | None) -> N | None:
+    return None if one is None or other is None else one + other
+
+
 def section(run: Run) -> Section:
     groups = [] if run.groups is None else run.groups.to_pylist()
     certainties = {name: Certainty.of(scores) for name, scores in run.scores_of.items()}
     middle = certainty.median(list(certainties.values()))
     counted = {name: _counts(run, name) for name in run.scored}
+    ranked_by = order.ranked_by(run)
     has_chances = run.explained.get("units") is not None
     return Section(
         "groups",
@@ -42,6 +81,7 @@ def section(run: Run) -> Section:
             "excluded": _excluded(groups),
             "unsure_from": wording.percent(UNSURE, 0),
             "expected": _expected(run),
+            "ranked_by": order.in_words(ranked_by) if ranked_by else None,
             "advice": certainty.in_words(middle, _n_images(run)) if certainties else None,
             "middle": {
                 name: certainty.percent(getattr(middle, name))
@@ -103,10 +143,15 @@ def _grid(
 ) -> Grid:
     macs = {row["group"]: row["tail_macs"] for row in groups}
     rows = []
+    total = Total()
     for place, (name, counts) in enumerate(counted.items()):
         n_units = _n_units(run, name)
         kept = counts.get("kept", 0) + counts.get("kept, unsure", 0) if counts else None
-        unsure = sum(n for look, n in counts.items() if "unsure" in look)
+        unsure = None
+        if counts and name in run.units_of:
+            unsure = sum(n for look, n in counts.items() if "unsure" in look)
+        expected = _expected_in(run, name)
+        total.add(n_units, kept, unsure, expected)
         sure = certainties.get(name)
         rows.append(
             [
@@ -124,8 +169,8 @@ def _grid(
                 num(n_units, wording.count),
                 num(kept, wording.count),
                 num(kept / n_units if kept is not None and n_units else None, wording.percent),
-                num(unsure if counts and name in run.units_of else None, wording.count),
-                num(_expected_in(run, name), wording.number),
+                num(unsure, wording.count),
+                num(expected, wording.tenths),
                 *(_error(sure, kind) for kind in ("total", "images", "sampling")),
                 num(macs.get(name), wording.short),
             ]
@@ -138,15 +183,16 @@ def _grid(
             "units",
             "kept",
             "share kept",
-            "unsure",
-            "expected on the wrong side",
-            "error of a score",
-            "from the images",
-            "from the sampling",
+            "unsure, kept and removed",
+            "expected on the wrong side, kept and removed",
+            "error of a score (of the spread of the group's scores)",
+            "its part from the images (of that spread)",
+            "its part from the sampling (of that spread)",
             "multiply-adds behind it",
         ],
         rows,
         texts=2,
+        total=total.cells() if len(rows) > 1 else (),
     )
 
 
@@ -174,17 +220,26 @@ def _expected(run: Run) -> dict[str, str] | None:
     ]
     if not chances:
         return None
-    return {"n": wording.count(len(chances)), "expected": wording.number(sum(chances), 2)}
+    expected = sum(chances)
+    return {
+        "n": wording.count(len(chances)),
+        "expected": f"about {expected:,.0f}" if expected >= 0.5 else "fewer than one",
+    }
 
 
 def _excluded(groups: list[dict[str, Any]]) -> Grid | None:
     rows = [
         [
             text(wording.named(row["group"]), row["group"]),
-            text(wording.named(row["reason"] or "no reason given")),
+            text(_why(row["reason"]), row["reason"] or ""),
             num(row["n_units"], wording.count),
         ]
         for row in groups
         if row["status"] != "scored"
     ]
     return Grid("Groups not scored", ["group", "why", "units"], rows, 2) if rows else None
+
+
+def _why(reason: str | None) -> Markup:
+    said = Markup("<small>{}</small>").format(wording.named(reason or "none"))
+    return Markup("could not be cut by the method; the reason it gave: ") + said

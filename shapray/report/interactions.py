@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from shapray.report import wording
+from shapray.report import order, wording
 from shapray.report.parts import Cell, Grid, Section, not_explained, num, text, with_error
 from shapray.report.plots import plot, strips
 from shapray.report.read import Run
-from shapray.report.scores import tagged
+from shapray.report.units import tagged
 
 N_PAIRS = 12  # of each sign that are listed
 _CLEAR = 1.96  # standard errors from 0
-_KINDS = {"top": "both worth most", "bottom": "both worth least", "across": "one of each"}
 Row = dict[str, Any]
 
 
@@ -25,9 +24,11 @@ def section(run: Run) -> Section:
     if found is None:
         content["missing"] = not_explained("interactions", "Redundancy and synergy of units")
     if rows:
+        ends = order.ends(run)
+        kinds = {kind: f"both {end}" for kind, end in ends.items()} | {"across": "one of each"}
         of_kinds = {
             shown: [row["interaction"] for row in rows if row["kind"] == kind]
-            for kind, shown in _KINDS.items()
+            for kind, shown in kinds.items()
         }
         facts = "; ".join(
             f"{kind} {wording.number(float(np.median(of)), 2)}"
@@ -44,15 +45,15 @@ def section(run: Run) -> Section:
                 height=150,
                 left=112,
             ),
-            "pairs": _pairs(run, rows),
-            "groups": _groups(rows),
+            "pairs": _pairs(run, rows, kinds),
+            "groups": _groups(rows, kinds),
             "shares": _shares(rows),
         }
     return Section("interactions", "Do units make up for each other?", content)
 
 
 def _sign(row: Row) -> int:
-    """-1 redundant, 1 synergetic, 0 not to be told from nothing."""
+    """-1 redundant, 1 synergetic, 0 where the errors leave it open."""
     error = row["total_error"] if wording.known(row["total_error"]) else row["standard_error"]
     if not wording.known(error):
         return 0
@@ -67,13 +68,13 @@ def _shares(rows: list[Row]) -> dict[str, str]:
     }
 
 
-def _pairs(run: Run, rows: list[Row]) -> Grid:
+def _pairs(run: Run, rows: list[Row], kinds: dict[str, str]) -> Grid:
     by_value = sorted(rows, key=lambda row: row["interaction"])
     chosen = by_value[:N_PAIRS] + by_value[max(N_PAIRS, len(rows) - N_PAIRS) :]
-    meaning = {-1: "make up for each other", 1: "need each other", 0: "not to be told"}
+    meaning = {-1: "make up for each other", 1: "need each other", 0: "not clear"}
     return Grid(
         "Pairs of units with the strongest interactions",
-        ["group", "units", "from", "reads", "interaction ± error", "images", "exact"],
+        ["group", "units", "from", "reads", "interaction ± standard error", "images", "exact"],
         [
             [
                 text(wording.named(row["group"]), row["group"]),
@@ -83,7 +84,7 @@ def _pairs(run: Run, rows: list[Row]) -> Grid:
                     + tagged(run, row["group"], row["other"], str(row["other"])),
                     f"{row['unit']:06d}",
                 ),
-                text(_KINDS.get(row["kind"]) or str(row["kind"])),
+                text(kinds.get(row["kind"]) or str(row["kind"])),
                 text(meaning[_sign(row)]),
                 with_error(row["interaction"], row["total_error"]),
                 num(row["n_images"], wording.count),
@@ -95,7 +96,7 @@ def _pairs(run: Run, rows: list[Row]) -> Grid:
     )
 
 
-def _groups(rows: list[Row]) -> Grid:
+def _groups(rows: list[Row], kinds: dict[str, str]) -> Grid:
     by_group: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_group[row["group"]].append(row)
@@ -104,7 +105,7 @@ def _groups(rows: list[Row]) -> Grid:
         [
             "group",
             "pairs",
-            *(f"mean, {shown}" for shown in _KINDS.values()),
+            *(f"mean, {shown}" for shown in kinds.values()),
             "clearly redundant",
             "clearly synergetic",
         ],
@@ -112,7 +113,7 @@ def _groups(rows: list[Row]) -> Grid:
             [
                 text(wording.named(group), f"{place:05d}"),
                 num(len(of), wording.count),
-                *(num(_mean(of, kind)) for kind in _KINDS),
+                *(num(_mean(of, kind)) for kind in kinds),
                 num(sum(_sign(row) < 0 for row in of), wording.count),
                 num(sum(_sign(row) > 0 for row in of), wording.count),
             ]

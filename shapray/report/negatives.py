@@ -17,8 +17,8 @@ from shapray.report.parts import (
     with_interval,
 )
 from shapray.report.plots import INK, MARKERS, SERIES, Plot, plot, segments
-from shapray.report.read import Run
-from shapray.report.scores import tagged
+from shapray.report.read import Run, array
+from shapray.report.units import linked
 
 N_LISTED, N_DRAWN = 40, 60
 Row = dict[str, Any]
@@ -36,6 +36,9 @@ def section(run: Run) -> Section:
             if found is None
             else None,
             "n": len(rows),
+            "n_below": 0 if run.scores is None else int((array(run.scores, "mean") < 0).sum()),
+            "n_listed": min(N_LISTED, len(rows)),
+            "n_images": _n_images(rows),
             "counted": counted,
             "plot": _plot(rows) if rows else None,
             "grid": _grid(run, rows[:N_LISTED]) if rows else None,
@@ -43,14 +46,18 @@ def section(run: Run) -> Section:
     )
 
 
-_VERDICTS = ("helps", "harms", "not to be told")
+_VERDICTS = ("better", "worse", "not clear")  # without the unit
+
+
+def _n_images(rows: list[Row]) -> str:
+    return wording.count(max((row["n_images"] or 0 for row in rows), default=0))
 
 
 def _verdict(row: Row) -> str:
     low, high = row["loss_low"], row["loss_high"]
     if wording.known(high) and high < 0:
-        return "helps"
-    return "harms" if wording.known(low) and low > 0 else "not to be told"
+        return "better"
+    return "worse" if wording.known(low) and low > 0 else "not clear"
 
 
 def _plot(rows: list[Row]) -> Plot:
@@ -71,17 +78,18 @@ def _plot(rows: list[Row]) -> Plot:
             )
             if of:
                 x, y = ([row[column] for row in of] for column in ("mean", "loss_change"))
-                axes.plot(x, y, marker, color=colour, label=f"removing {name}"[:24])
+                axes.plot(x, y, marker, color=colour, label=f"removing it: {name}")
         axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")
-        axes.set(xlabel="score", ylabel="change of the loss")
+        axes.set(xlabel="score", ylabel="change of the loss (nats)")
 
     facts = ", ".join(
         f"{name} for {sum(_verdict(row) == name for row in rows)}" for name in _VERDICTS
     )
     return plot(
         "negatives",
-        "Units of negative score: what the loss of the evaluation images changes by when each "
-        "alone is removed (below 0: better without it), with 95% intervals.",
+        "Units of negative score: what the loss of the whole, uncut network changes by on "
+        f"{_n_images(rows)} evaluation images when each alone is removed (below 0: better without "
+        "it). Whiskers: 95% intervals.",
         f"{len(rows)} units with negative scores; removing alone: {facts}.",
         draw,
         height=230,
@@ -98,17 +106,18 @@ def _grid(run: Run, rows: list[Row]) -> Grid:
             "unit",
             "removing it alone",
             "class it harms most",
-            "score ± error",
+            "score ± standard error",
             "images where negative",
             "that class's part",
-            "change of the loss",
-            "of the accuracy (points)",
+            "change of the whole network's loss",
+            "change of the accuracy (points)",
+            "evaluation images",
         ],
         [
             [
                 text(wording.named(row["group"]), row["group"]),
                 Cell(
-                    tagged(run, row["group"], row["unit"], str(row["unit"])), f"{row['unit']:06d}"
+                    linked(run, row["group"], row["unit"], str(row["unit"])), f"{row['unit']:06d}"
                 ),
                 text(_verdict(row)),
                 text(wording.class_name(row["label"], classes)),
@@ -119,6 +128,7 @@ def _grid(run: Run, rows: list[Row]) -> Grid:
                     row["loss_change"], row["loss_low"], row["loss_high"], wording.number
                 ),
                 num(row["top1_change"], wording.points),
+                num(row["n_images"], wording.count),
             ]
             for row in rows
         ],

@@ -13,6 +13,7 @@ from shapray.report import (
     groups,
     interactions,
     negatives,
+    order,
     parts,
     provenance,
     sampling,
@@ -26,6 +27,12 @@ from shapray.report.read import Run, read_run
 from shapray.storage import names
 from shapray.storage.run_directory import RunDirectory
 from shapray.text import shown
+
+
+def _sentence(criterion: str) -> str:
+    meaning = order.MEANINGS[criterion]
+    return meaning[0].upper() + meaning[1:]
+
 
 _WORDS = (
     ("unit", "What can be removed: a filter of a convolution, or a neuron of a hidden layer."),
@@ -43,18 +50,26 @@ _WORDS = (
         "each image they sum up to what all units together add. Positive: the network needs the "
         "unit.",
     ),
-    ("score", "A unit's Shapley values summed up over the calibration images."),
+    ("score", "The mean of a unit's Shapley values over the calibration images; also “mean”."),
+    ("mean_abs", f"{_sentence('mean_abs')}."),
+    ("obs", f"{_sentence('obs')}."),
+    (
+        "ranking",
+        "The order in which the units of a group stay: what is ranked last goes first. By several "
+        f"criteria, {order.SEVERAL}.",
+    ),
     (
         "total error",
         "Standard error of a score against the mean over all images of the kind: from the choice "
-        "of the calibration images and from the sampling of coalitions together.",
+        "of the calibration images and from the sampling of coalitions together. ± is one such "
+        "error, whiskers and bands are 95% intervals.",
     ),
     (
         "calibration and evaluation images",
         "Those that score, and those that judge: never the same.",
     ),
     ("multiply-adds", "Multiplications with an addition that one image takes."),
-    ("repair", "Adapting the weights that stay to what is gone, without training on labels."),
+    ("repair", "Adapting the weights that stay to what is gone, without labels."),
 )
 
 

@@ -33,12 +33,14 @@ class Grid:
         caption: what a row is, for those who do not see the page.
         columns: their titles.
         texts: how many columns are text; those after them are numbers.
+        total: a last row that stays the last.
     """
 
     caption: str | Markup
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     texts: int = 1
+    total: Sequence[Cell] = ()
 
 
 @dataclass(frozen=True)
@@ -145,4 +147,5 @@ _ENVIRONMENT.filters |= {
     "count": wording.count,
     "number": wording.number,
     "short": wording.short,
+    "key": lambda value: f"{value:.6g}" if isinstance(value, float) else value,
 }

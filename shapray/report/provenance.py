@@ -1,4 +1,4 @@
-"""What the numbers are of: job, network, images, estimators, versions, time and price."""
+"""What the numbers are of: job, network, images, estimators, versions and time."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -120,7 +120,7 @@ def _stages(run: Run) -> Grid:
         [
             [
                 text(name.replace("_", " "), f"{place:02d}"),
-                text(of.state),
+                text("there already" if of.was_there else of.state),
                 num(_seconds(of), lambda value: duration(value) if value is not None else "–"),
                 num(of.workers, wording.count),
                 num(of.worker_seconds, lambda v: duration(v) if v is not None else "–"),

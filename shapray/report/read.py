@@ -64,11 +64,27 @@ class Run:
         """A unit's row of ``explain/units.parquet``."""
         found = self.explained.get("units")
         rows = [] if found is None else found.to_pylist()
+        for row in rows:
+            if row["positive"] == row["negative"] == 0:
+                row["serves"] = None  # a unit that does nothing serves no class, not the first
         return {(row["group"], row["unit"]): row for row in rows}
+
+    @functools.cached_property
+    def carded(self) -> frozenset[tuple[str, int]]:
+        """Groups and units that have a card."""
+        cards = self.explained.get("cards")
+        if cards is None:
+            return frozenset()
+        return frozenset(zip(cards["group"].to_pylist(), cards["unit"].to_pylist()))
 
     def is_removed(self, group: str, unit: int) -> bool | None:
         """None where nothing was cut."""
         return None if self.removed is None else unit in self.removed.get(group, ())
+
+    def class_key(self, label: int) -> str:
+        """By which a class is sorted: its name, else its number."""
+        known = self.record.class_names
+        return known[label] if 0 <= label < len(known) else f"{label:06d}"
 
     def class_scores(self, columns: list[str]) -> Iterator[pa.Table]:
         """Parts of ``class_scores.parquet``, which may be large; nothing if it is not there."""

@@ -98,6 +98,12 @@ class Stage(Found):
     shard_bytes: int | None = None
     tasks: int | None = None
     tasks_failed: int | None = None
+    tasks_found_done: int | None = None
+
+    @property
+    def was_there(self) -> bool:
+        """Whether an earlier run had done all of it."""
+        return bool(self.tasks) and self.tasks_found_done == self.tasks
 
 
 class Failed(Found):

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
 
-from shapray.report import wording
+from shapray.report import order, wording
 from shapray.report.parts import Grid, Section, not_explained, num, text
 from shapray.report.plots import (
     DASHES,
@@ -38,7 +38,7 @@ def section(run: Run) -> Section:
     if sampling is not None and sampling.num_rows:
         plots.append(_errors(sampling))
     if _by_price(rows):
-        plots.append(_flips(rows))
+        plots.append(_flips(rows, _ranked_by(run)))
     return Section(
         "sampling",
         "Would sampling have cut other units?",
@@ -46,13 +46,20 @@ def section(run: Run) -> Section:
             "missing": missing,
             "plots": plots,
             "grid": _grid(rows) if rows else None,
+            "none_exact": not missing and not rows and not plots,
             "none_cut": bool(rows) and not _by_price(rows),
+            "ranked_by": _ranked_by(run),
             "flips": [
                 (wording.plural(price, "permutation"), wording.percent(float(np.median(of)), 0))
                 for price, of in _by_price(rows).items()
             ],
         },
     )
+
+
+def _ranked_by(run: Run) -> str:
+    """These cuts are by one of the two Shapley scores, whatever else the job ranks by."""
+    return "mean" if order.by_mean(run) else "mean absolute"
 
 
 def _errors(table: pa.Table) -> Plot:
@@ -97,7 +104,7 @@ def _errors(table: pa.Table) -> Plot:
     return plot(
         "sampling-error",
         "Error of sampled values against exact ones on the same images: squared, over the squared "
-        "norm of the exact values. Median, and the middle half of the images.",
+        "norm of the exact values. Lines: median; bands: the middle half of the images.",
         f"Relative squared error of sampled values, median. {facts}.",
         draw,
         height=240,
@@ -115,7 +122,7 @@ def _by_price(rows: list[dict[str, Any]]) -> dict[int, list[float]]:
     return dict(sorted(found.items()))
 
 
-def _flips(rows: list[dict[str, Any]]) -> Plot:
+def _flips(rows: list[dict[str, Any]], ranked_by: str) -> Plot:
     by_price = _by_price(rows)
     prices = list(by_price)
 
@@ -135,7 +142,9 @@ def _flips(rows: list[dict[str, Any]]) -> Plot:
         axes.set_xticks(range(len(prices)), [str(price) for price in prices])
         percents(axes.yaxis)
         axes.set(
-            xlabel="permutations of each image", ylabel="draws that cut others", ylim=(-0.03, 1.03)
+            xlabel="permutations of each image",
+            ylabel="draws that cut other units",
+            ylim=(-0.03, 1.03),
         )
 
     medians = {price: wording.percent(float(np.median(by_price[price])), 0) for price in prices}
@@ -145,7 +154,8 @@ def _flips(rows: list[dict[str, Any]]) -> Plot:
     return plot(
         "sampling-flips",
         "Share of draws in which sampling would have removed another set of units than the exact "
-        "values of the same images. A tick is a group, the diamond their median.",
+        "values of the same images: as many as the job removes, half of a group that loses none, "
+        f"by the {ranked_by} value. A tick is a group, the diamond their median.",
         f"Share of draws that would cut another set of units, median over groups: {facts}.",
         draw,
         height=240,
@@ -160,8 +170,8 @@ def _grid(rows: list[dict[str, Any]]) -> Grid:
             "group",
             "permutations",
             "exact images",
-            "units cut",
-            "draws that cut others",
+            "units cut (half of a group that loses none)",
+            "draws that cut other units",
             "units that differ, mean",
             "draws",
         ],

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from shapray.report import wording
+from shapray.report import order, wording
 from shapray.report.parts import (
     Cell,
     Grid,
@@ -22,9 +22,12 @@ from shapray.report.parts import (
 )
 from shapray.report.plots import BANDS, INK, SERIES, Plot, plot, segments
 from shapray.report.read import Run, array
+from shapray.report.units import linked
 from shapray.storage import names
 
-N_LISTED = 10  # units at each end of a group that its table shows
+N_WHOLE = 128  # units of a group that its table shows all of
+N_IN_ALL = 4000  # units of such groups together, from which on no table shows all
+N_LISTED = 10  # units at each end that it shows else
 _INTERVAL = 1.96  # standard errors to each side: 95%
 _PARTS: tuple[dict[str, Any], ...] = (
     {"label": "positive part", "edgecolor": SERIES[0], "facecolor": SERIES[0] + "55"},
@@ -45,6 +48,10 @@ def section(run: Run) -> Section:
     if run.scores is not None and "units" not in run.explained:
         missing.append(not_explained("units", "The positive and the negative part of each score"))
     groups = [(name, run.scores_of[name]) for name in run.scored if name in run.scores_of]
+    sizes = [scores.num_rows for _, scores in groups]
+    fits = sum(size for size in sizes if size <= N_WHOLE) <= N_IN_ALL
+    most = N_WHOLE if fits else 2 * N_LISTED
+    ranked_by = order.ranked_by(run)
     return Section(
         "scores",
         "Scores of the units",
@@ -54,20 +61,17 @@ def section(run: Run) -> Section:
             "tables": [
                 {
                     "title": wording.named(name),
-                    "note": _note(scores),
-                    "grid": _grid(run, name, scores),
+                    "note": _note(scores, most),
+                    "grid": _grid(run, name, scores, most),
                 }
                 for name, scores in groups
             ],
             "value": _VALUES.get(str(run.record.asked("score", "value")), "that of the job"),
-            "rank_by": _ranked_by(run),
+            "ranked_by": order.in_words(ranked_by) if ranked_by else None,
+            "by_mean": order.by_mean(run),
+            "linked": bool(run.carded),
         },
     )
-
-
-def _ranked_by(run: Run) -> str:
-    found = run.record.asked("prune", "rank_by") or []
-    return " and ".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
 def _plot(run: Run, number: int, name: str, scores: pa.Table) -> Plot:
@@ -135,53 +139,51 @@ def _middle(values: np.ndarray, quantile: float | None = None) -> float:
     return float(found.mean() if quantile is None else np.quantile(found, quantile))
 
 
-def _note(scores: pa.Table) -> str:
+def _note(scores: pa.Table, most: int) -> str:
     n = scores.num_rows
-    if n <= 2 * N_LISTED:
+    if n <= most:
         return ""
     return f"The {N_LISTED} units at each end of {n:,}; all are in {names.SCORES}."
 
 
-def _grid(run: Run, name: str, scores: pa.Table) -> Grid:
-    order = np.argsort(-array(scores, "mean"), kind="stable")
-    if len(order) > 2 * N_LISTED:
-        order = np.concatenate([order[:N_LISTED], order[-N_LISTED:]])
-    rows = scores.take(pa.array(order)).to_pylist()
+def _grid(run: Run, name: str, scores: pa.Table, most: int) -> Grid:
+    by_score = np.argsort(-array(scores, "mean"), kind="stable")
+    if len(by_score) > most:
+        by_score = np.concatenate([by_score[:N_LISTED], by_score[-N_LISTED:]])
+    rows = scores.take(pa.array(by_score)).to_pylist()
+    criteria = [one for one in order.ranked_by(run) if one in order.COLUMNS]
     return Grid(
         "Units of one group",
         [
             "unit",
             "serves most",
-            "score ± error",
-            "mean absolute",
+            "score (mean) ± standard error",
+            "mean absolute (mean_abs) ± standard error",
+            *(one.replace("_", " ") for one in criteria),
             "positive part",
             "negative part",
             "images where negative",
             "images where active",
             "selectivity",
-            "wrong side",
+            "chance of the wrong side",
         ],
-        [list(_row(run, name, row)) for row in rows],
+        [list(_row(run, name, row, criteria)) for row in rows],
         texts=2,
     )
 
 
-def _row(run: Run, group: str, row: dict[str, Any]) -> Iterator[Cell]:
+def _row(run: Run, group: str, row: dict[str, Any], criteria: list[str]) -> Iterator[Cell]:
     facts = run.unit_facts.get((group, row["unit"]), {})
-    yield Cell(tagged(run, group, row["unit"], str(row["unit"])), f"{row['unit']:06d}")
+    yield Cell(linked(run, group, row["unit"], str(row["unit"])), f"{row['unit']:06d}")
     label = facts.get("serves")
     yield text(wording.class_name(label, run.record.class_names))
     yield with_error(row["mean"], row["total_error"])
-    yield num(row["mean_abs"])
+    yield with_error(row["mean_abs"], row["mean_abs_total_error"])
+    for one in criteria:
+        yield num(facts.get(order.COLUMNS[one]))
     yield num(facts.get("positive"))
     yield num(facts.get("negative"))
     yield num(facts.get("negative_share"), lambda share: wording.percent(share, 0))
     yield num(row["active_fraction"], lambda share: wording.percent(share, 0))
     yield num(facts.get("selectivity"), wording.two)
     yield num(facts.get("misplaced"), wording.percent)
-
-
-def tagged(run: Run, group: str, unit: int, shown: str | Markup) -> Markup:
-    """A unit's name, and whether it is gone."""
-    tag = Markup(' <span class="tag">cut</span>') if run.is_removed(group, unit) else Markup("")
-    return Markup("{}{}").format(shown, tag)

@@ -51,6 +51,8 @@ def _plot(run: Run, number: int, group: str, table: pa.Table) -> Plot:
     for unit in dict.fromkeys(order[:1] + order[-1:]):
         lines.append((f"unit {unit}", one_by_one.filter(pc.equal(one_by_one["unit"], unit)), 1.0))
 
+    n_images = max(table["n_images"].to_pylist(), default=0)
+
     def draw(axes: Axes) -> None:
         for place, (name, rows, scale) in enumerate(lines):
             of = rows.sort_by("size_from")
@@ -66,7 +68,7 @@ def _plot(run: Run, number: int, group: str, table: pa.Table) -> Plot:
             )
         axes.axhline(0, color=INK, linewidth=0.7)
         percents(axes.xaxis)
-        axes.set(xlabel="share of the other units that is there")
+        axes.set(xlabel="share of the other units that is there", ylabel="marginal contribution")
 
     facts = "; ".join(
         f"{name}: {wording.number(_at(of, 0) * scale)} in the smallest coalitions, "
@@ -76,9 +78,14 @@ def _plot(run: Run, number: int, group: str, table: pa.Table) -> Plot:
     )
     return plot(
         f"sizes-{number}",
-        Markup("<strong>{}</strong>").format(wording.named(group)),
+        Markup("<strong>{}</strong>{}{}").format(
+            wording.named(group),
+            wording.plural(n_units, "unit"),
+            f", {wording.plural(n_images, 'image')}" if n_images else "",
+        ),
         f"Mean marginal contribution by coalition size. {facts}.",
         draw,
+        left=62,
     )
 
 
@@ -119,10 +126,10 @@ def _additivity(rows: list[dict[str, Any]]) -> Grid:
         [
             "group",
             "worth of all its units",
-            "sum, each first to join ± error",
-            "share",
-            "sum, each last to join ± error",
-            "share",
+            "sum, each first to join ± standard error",
+            "its share of the worth",
+            "sum, each last to join ± standard error",
+            "its share of the worth",
             "images",
         ],
         [

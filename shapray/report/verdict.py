@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from shapray.report import wording
+from shapray.report import order, wording
 from shapray.report.parts import Cell, Grid, Missing, Section, num, text, with_interval
 from shapray.report.plots import INK, MARKERS, MUTED, SERIES, Plot, percents, plot, segments
 from shapray.report.read import Run
@@ -59,15 +60,13 @@ def _missing(run: Run) -> Missing | None:
 def _lead(run: Run, metrics: Metrics) -> dict[str, Any]:
     before, cut, after = metrics.before, metrics.cut, metrics.after
     n_units = sum(table.num_rows for table in run.scores_of.values())
-    of = f" of {n_units:,}" if n_units else ""
+    kind = _kind(run)
+    what = f"of the {n_units:,} {kind} that could be cut" if n_units else kind
     gone = 1 - after.multiply_adds / before.multiply_adds if before.multiply_adds else None
-    rivals = []
-    if metrics.random:
-        rivals.append(f"random cuts of the same size {wording.percent(_mean_top1(metrics.random))}")
-    rivals += [f"{_name(rival)} {wording.percent(rival.top1)}" for rival in metrics.criteria]
+    ranked_by = order.ranked_by(run)
     return {
-        "removed": f"{after.n_removed:,}{of}",
-        "kind": _kind(run),
+        "removed": f"{after.n_removed:,} {what}",
+        "ranked_by": order.in_words(ranked_by) if ranked_by else None,
         "gone": wording.percent(gone, 0),
         "before": wording.percent(before.top1),
         "cut": wording.percent(cut.top1),
@@ -76,8 +75,45 @@ def _lead(run: Run, metrics: Metrics) -> dict[str, Any]:
         "low": wording.percent(after.top1_low),
         "high": wording.percent(after.top1_high),
         "n_images": wording.count(after.n_images),
-        "rivals": "; ".join(rivals),
+        "rivals": list(_rivals(metrics)),
     }
+
+
+def _rivals(metrics: Metrics) -> Iterator[Markup]:
+    """Sentences about what other cuts of that size keep."""
+    own = metrics.after.top1
+    if metrics.random:
+        top1 = _mean_top1(metrics.random)
+        yield Markup("Random cuts of that size keep {} ({}).").format(
+            wording.percent(top1), _compared(wording.change(own, top1))
+        )
+    for rival in metrics.criteria:
+        said = Markup("By {} it is {}: ").format(
+            wording.named(_name(rival)), wording.percent(rival.top1)
+        )
+        if rival.behind is None:
+            yield said + _compared(wording.change(own, rival.top1)) + "."
+            continue
+        of = rival.behind
+        less = of.difference >= 0
+        ends = sorted((of.low, of.high)) if less else sorted((-of.low, -of.high))
+        yield said + Markup("{} {} (95% interval {}), so {}clearly {}.").format(
+            _in_points(wording.points(abs(of.difference))),
+            "less" if less else "more",
+            wording.between(*map(wording.points, ends)),
+            "" if ends[0] > 0 else "not ",
+            "worse" if less else "better",
+        )
+
+
+def _compared(difference: float | None) -> str:
+    size = wording.signed(difference).lstrip("+−")
+    return f"{_in_points(size)} {'less' if (difference or 0) <= 0 else 'more'}"
+
+
+def _in_points(size: str) -> str:
+    size = size.removeprefix("+")
+    return f"{size} {'point' if float(size.replace('−', '-')) == 1 else 'points'}"
 
 
 def _kind(run: Run) -> str:
@@ -88,7 +124,7 @@ def _kind(run: Run) -> str:
 
 def _tiles(metrics: Metrics) -> Iterator[Tile]:
     before, after = metrics.before, metrics.after
-    change = wording.points(after.top1 - before.top1)
+    change = wording.signed(wording.change(before.top1, after.top1))
     yield Tile(
         "Accuracy",
         wording.percent(before.top1),
@@ -160,7 +196,7 @@ def _grid(metrics: Metrics) -> Grid:
             "units removed",
             "file",
             *titles,
-            "behind the job's own (points)",
+            "behind the job's own cut (points)",
         ],
         rows,
     )
@@ -229,7 +265,8 @@ def _plot(metrics: Metrics) -> Plot:
     facts = "; ".join(f"{name} {wording.percent(top1)}" for name, top1, _, _ in rows)
     return plot(
         "verdict",
-        "Accuracy with its 95% interval"
+        f"Accuracy on the {wording.count(metrics.before.n_images)} evaluation images, with its 95% "
+        "interval"
         + (", of random cuts the mean and range of the draws" if metrics.random else "")
         + ". The dotted line is the whole network.",
         f"Accuracy on the evaluation images: {facts}.",

@@ -1,6 +1,7 @@
 """Numbers, and names that come from a job, as a reader of the page sees them."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -8,11 +9,16 @@ from markupsafe import Markup, escape
 from shapray.text import shown
 
 NONE = "–"  # where there is no number
+_BREAKS = re.compile(r"[._/]+(?=[^._/])|[^._/\s]{24}(?=[^._/\s])")
 
 
 def named(text: str) -> Markup:
-    """A name from the job: inert, and its direction of writing its own affair."""
-    return Markup("<bdi>{}</bdi>").format(shown(text))
+    """A name from the job: inert, its direction of writing its own affair, broken into lines only
+    behind what parts it (of what has no parts, after 24 letters)."""
+    harmless = shown(text)
+    ends = [found.end() for found in _BREAKS.finditer(harmless)]
+    pieces = [harmless[start:end] for start, end in zip([0, *ends], [*ends, None])]
+    return Markup("<bdi>{}</bdi>").format(Markup("<wbr>").join(pieces))
 
 
 def unit_name(group: str, unit: int) -> Markup:
@@ -36,7 +42,19 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 def points(difference: float | None) -> str:
     """A difference of shares, in percentage points."""
-    return f"{100 * difference:+.1f}".replace("-", "−") if known(difference) else NONE  # type: ignore[operator]
+    return f"{100 * difference:+.2f}".replace("-", "−") if known(difference) else NONE  # type: ignore[operator]
+
+
+def change(before: float | None, after: float | None) -> float | None:
+    """In percentage points, of two shares as `percent` shows them: a reader may subtract."""
+    if before is None or after is None or not (known(before) and known(after)):
+        return None
+    return float(percent(after)[:-1]) - float(percent(before)[:-1])
+
+
+def signed(number: float | None) -> str:
+    """With its sign and a decimal."""
+    return f"{number:+.1f}".replace("-", "−") if known(number) else NONE
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -56,6 +74,10 @@ def number(value: float | None, digits: int = 3) -> str:
 def two(value: float | None) -> str:
     """Of numbers that lie between -1 and 1: two decimals."""
     return f"{value:.2f}".replace("-", "−") if known(value) else NONE
+
+
+def tenths(value: float | None) -> str:
+    return f"{value:,.1f}" if known(value) else NONE
 
 
 def count(value: float | None) -> str:

@@ -2,9 +2,9 @@
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "br", "image", "use", "path", "rect", "hr", "input", "img"}
+VOID = {"meta", "wbr", "link", "br", "image", "use", "path", "rect", "hr", "input", "img"}
 
-INLINE = {"a", "bdi", "code", "dfn", "em", "span", "strong"}
+INLINE = {"a", "bdi", "wbr", "code", "dfn", "em", "span", "strong"}
 
 
 class Page(HTMLParser):

@@ -150,7 +150,7 @@ def test_what_has_no_value_stays_at_the_end(opened):
     button = page.locator("#verdict table thead button").last
     for _ in range(2):
         button.click()
-        assert column(page, -1)[0].startswith("+2.1")
+        assert column(page, -1)[0].startswith("+2.10")
 
 
 def test_a_link_to_a_card_unfolds_it(opened):

@@ -55,6 +55,7 @@ def test_a_table_without_rows_is_no_error(store):
         store.publish_table(f"explain/{table}.parquet", [], schema)
     page = Page(report(store))
     assert "No unit has a score below 0" in page.text
+    assert "no image of these has few enough active units" in page.text
     assert "There is no file" not in page.text
 
 

@@ -1,5 +1,6 @@
 """What the report of a whole run says."""
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from report.reading import Page
@@ -20,11 +21,63 @@ def page(store):
 
 def test_the_verdict_says_what_was_cut_and_what_it_cost(page):
     assert (
-        "27 of 84 filters are gone, and with them 50% of the multiply-adds. Accuracy went from "
-        "81.3% to 74.2% (25.5% before the repair), on 2,000 images" in page.text
+        "27 of the 84 filters that could be cut are gone, and with them 50% of the multiply-adds. "
+        "Accuracy went from 81.3% to 74.2% (25.5% before the repair), on 2,000 evaluation images"
+        in page.text
     )
-    assert "the 95% interval is 72.4% to 75.9%" in page.text
-    assert "At the same size, random cuts of the same size 62.0%; taylor 72.0%." in page.text
+    assert "its 95% interval is 72.4% to 75.9%" in page.text
+    assert "Random cuts of that size keep 62.0% (12.2 points less)." in page.text
+    assert (
+        "By taylor it is 72.0%: 2.10 points less (95% interval +0.40 to +3.80), so clearly worse."
+        in page.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"),
+    [
+        (
+            (0.0065, -0.0081, 0.0211),
+            "0.65 points less (95% interval −0.81 to +2.11), so not",
+        ),
+        (
+            (-0.03, -0.05, -0.01),
+            "3.00 points more (95% interval +1.00 to +5.00), so clearly",
+        ),
+        (None, "By taylor it is 72.0%: 2.2 points less."),
+    ],
+)
+def test_a_rival_is_told_from_the_job_s_own_only_where_that_is_clear(behind, said):
+    store = simulated_run("memory://report/rival", {"conv1": 6}, CLASSES[:3], side=8)
+    metrics = store.read_json("prune/metrics.json")
+    names = ("difference", "low", "high")
+    metrics["criteria"][0]["behind"] = dict(zip(names, behind)) if behind else None
+    store.publish_json("prune/metrics.json", metrics)
+    assert said in Page(report(store)).text
+
+
+def test_what_the_order_is_by_is_explained(store, page):
+    assert "ranked by mean_abs (the mean of the unit's absolute Shapley values)" in page.text
+    assert "The score alone does not decide the cut" in page.text
+    assert "ranked last" in page.text
+    assert "worth least" not in page.text
+    several = simulated_run("memory://report/several", {"conv1": 6}, CLASSES[:3], side=8)
+    metrics = several.read_json("prune/metrics.json") | {"criterion": "obs & mean_abs"}
+    several.publish_json("prune/metrics.json", metrics)
+    text = Page(report(several)).text
+    assert "obs (what of a unit the others cannot make up for by least squares) and" in text
+    assert "a unit's places by each of them are added up" in text
+    assert "The job ranks by more than them: obs" in text
+
+
+def test_units_that_are_ranked_by_their_score_are_worth_most_or_least():
+    store = simulated_run("memory://report/by-mean", {"conv1": 6}, CLASSES[:3], side=8)
+    record = store.read_json("run.json")
+    record["job"]["prune"]["rank_by"] = ["mean"]
+    store.publish_json("run.json", record)
+    text = Page(report(store)).text
+    assert "worth least" in text
+    assert "does not decide the cut" not in text
 
 
 @pytest.mark.parametrize(
@@ -35,7 +88,7 @@ def test_the_verdict_shows_size_and_speed_before_and_after(page, number):
 
 
 def test_a_rival_stands_with_how_far_it_is_behind(page):
-    assert "+2.1 +0.4 to +3.8" in page.text
+    assert "+2.10 +0.40 to +3.80" in page.text
 
 
 def test_every_section_has_a_place_that_the_navigation_leads_to(page):
@@ -97,6 +150,9 @@ def test_a_group_shows_how_many_of_its_units_stay_and_which_are_unsure(page, sto
     unsure = pc.sum(pc.greater_equal(of["misplaced"], 0.05)).as_py()
     row = page.text[page.text.index("layer2.0.conv1 32 22") :].split(" fc1 ")[1].split()
     assert row[:4] == ["24", "16", "66.7%", str(unsure)]
+    total = page.text[page.text.index("all groups") :].split()
+    n_unsure = pc.sum(pc.greater_equal(chances["misplaced"], 0.05)).as_py()
+    assert total[2:6] == ["84", "57", "67.9%", str(n_unsure)]
 
 
 def test_a_class_is_found_by_its_name_with_the_units_that_serve_it_most(page, store):
@@ -109,7 +165,10 @@ def test_a_class_is_found_by_its_name_with_the_units_that_serve_it_most(page, st
 
 
 def test_excluded_groups_stand_with_their_reasons(page):
-    assert "stem pruning fails: shapes differ 16" in page.text
+    assert (
+        "stem could not be cut by the method; the reason it gave: pruning fails: shapes differ 16"
+        in page.text
+    )
 
 
 def test_cards_show_images_where_the_unit_acts_and_its_kernel(page):
@@ -122,10 +181,47 @@ def test_cards_show_images_where_the_unit_acts_and_its_kernel(page):
 
 
 def test_the_mechanism_is_told_in_words(page):
-    assert "helps for " in page.text
+    assert "units below 0 were put to the test" in page.text
     assert "are clearly redundant" in page.text
     assert "most like that by" in page.text
     assert "In the group in the middle, sampling would have removed other units" in page.text
+
+
+def test_units_that_serve_a_class_are_named_with_how_they_were_chosen(page):
+    assert "These are 8 units, 10% of all: those whose mean Shapley value on the class" in page.text
+    assert "ship conv1 / 0" in page.text.split("Units that were removed for each class")[1]
+    assert "with 2,000 evaluation images" in page.text
+    assert "airplane falls from 80% to 20%, other classes fall by 12.0 points" in page.text
+
+
+def test_a_unit_that_does_nothing_serves_no_class():
+    store = simulated_run("memory://report/idle", {"conv1": 6}, CLASSES[:3], side=8)
+    units = store.read_table("explain/units.parquet")
+    rows = [row | {"positive": 0.0, "negative": 0.0} for row in units.to_pylist()]
+    table = pa.Table.from_pylist(rows, schema=units.schema)
+    store.publish_table("explain/units.parquet", [table], table.schema)
+    text = Page(report(store)).text
+    assert "serves car most" not in text
+    assert "serves bird most" not in text
+
+
+def test_a_table_of_units_shows_all_of_them_up_to_a_size():
+    sizes = {"conv1": 128, "conv2": 129}
+    text = Page(report(simulated_run("memory://report/units", sizes, CLASSES[:3], side=8))).text
+    assert "The 10 units at each end of 129; all are in scores.parquet." in text
+    assert "units at each end of 128" not in text
+
+
+def test_a_stage_that_found_all_of_its_tasks_done_was_there_already():
+    store = simulated_run("memory://report/there", {"conv1": 6}, CLASSES[:3], side=8)
+    record = store.read_json("run.json")
+    record["stages"]["score"] |= {"tasks": 144, "tasks_found_done": 144}
+    store.publish_json("run.json", record)
+    assert "score there already" in Page(report(store)).text
+
+
+def test_names_are_broken_into_lines_only_behind_what_parts_them(store):
+    assert b"<bdi>layer1.<wbr>0.<wbr>conv1</bdi>" in report(store)
 
 
 def test_words_are_explained_where_they_first_stand(page):
