@@ -123,6 +123,12 @@ def _counts(run: Run, group: str) -> dict[str, int]:
     return counts
 
 
+def _is_told(run: Run, group: str) -> bool:
+    """Whether the chance to be on the wrong side is known of all its units."""
+    found = run.units_of.get(group)
+    return found is not None and not np.isnan(array(found, "misplaced")).any()
+
+
 def _n_units(run: Run, group: str) -> int:
     if run.groups is not None:
         names_, sizes = (run.groups[column].to_pylist() for column in ("group", "n_units"))
@@ -148,7 +154,7 @@ def _grid(
         n_units = _n_units(run, name)
         kept = counts.get("kept", 0) + counts.get("kept, unsure", 0) if counts else None
         unsure = None
-        if counts and name in run.units_of:
+        if counts and _is_told(run, name):
             unsure = sum(n for look, n in counts.items() if "unsure" in look)
         expected = _expected_in(run, name)
         total.add(n_units, kept, unsure, expected)

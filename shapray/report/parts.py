@@ -78,7 +78,8 @@ def not_explained(table: str, what: str) -> Missing:
     return Missing(
         what,
         names.explained(table),
-        why="It is made at the end of a run, once the network is cut.",
+        why="It is made at the end of a run, once the network is cut, unless explain.images is 0; "
+        "what is told by class needs labels, of two classes or more.",
     )
 
 

@@ -74,7 +74,8 @@ def sprite(
                 if picture is not None:
                     small = _fitted(picture, side)
                     sheet.paste(small, (column * side, y))
-                    sheet.paste(_with_heat(small, row), (column * side, y + side))
+                    heat = _with_heat(small, row, _place(picture, side))
+                    sheet.paste(heat, (column * side, y + side))
             places.append([Place(column * side, y, side) for column in range(len(card))])
             overlaid.append([Place(column * side, y + side, side) for column in range(len(card))])
             if number in kernels:
@@ -102,22 +103,33 @@ def _decoded(data: bytes | None, image_id: str) -> Image.Image | None:
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
     """As large as fits, in the middle of a square."""
-    scale = side / max(picture.size)
-    size = [max(1, round(length * scale)) for length in picture.size]
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    how = Image.Resampling.NEAREST if side > max(picture.size) else Image.Resampling.LANCZOS
+    left, upper, right, lower = box = _place(picture, side)
     square = Image.new("RGB", (side, side))
-    square.paste(picture.resize(size, how), ((side - size[0]) // 2, (side - size[1]) // 2))
+    square.paste(picture.resize((right - left, lower - upper), how), box)
     return square
 
 
-def _with_heat(picture: Image.Image, row: Mapping[str, Any]) -> Image.Image:
+def _place(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
+    """Where a picture lies in the square: left, upper, right, lower."""
+    width, height = (max(1, round(length * side / max(picture.size))) for length in picture.size)
+    left, upper = (side - width) // 2, (side - height) // 2
+    return left, upper, left + width, upper + height
+
+
+def _with_heat(
+    picture: Image.Image, row: Mapping[str, Any], box: tuple[int, int, int, int]
+) -> Image.Image:
+    """A square in grey, with the map where its picture lies."""
     heat = row["where"]
     height, width = row["where_height"], row["where_width"]
     if not heat or not height or not width or len(heat) != height * width:
         return picture
     values = np.nan_to_num(np.asarray(heat, np.float32).reshape(height, width))
     strongest = float(np.abs(values).max()) or 1.0
-    field = Image.fromarray(values / strongest).resize(picture.size, Image.Resampling.BILINEAR)
+    size = box[2] - box[0], box[3] - box[1]
+    field = Image.new("F", picture.size)
+    field.paste(Image.fromarray(values / strongest).resize(size, Image.Resampling.BILINEAR), box)
     grey = np.asarray(picture.convert("L"), float)[..., None] * 0.45 + 60
     strength = np.clip(np.asarray(field), -1, 1)[..., None]
     mixed = grey + np.abs(strength) * 0.85 * (np.where(strength > 0, _WARM, _COLD) - grey)
