@@ -89,7 +89,8 @@ def sprite(
         if buffer.tell() <= limit:
             break
     source = "data:image/jpeg;base64," + b64encode(buffer.getvalue()).decode()
-    return Sprite(source, *sheet.size, places, overlaid, of_kernels)
+    width, height = sheet.size
+    return Sprite(source, width, height, places, overlaid, of_kernels)
 
 
 def _decoded(data: bytes | None, image_id: str) -> Image.Image | None:
