@@ -5,8 +5,9 @@ with `page`, which puts the sections together: `report` makes the page, `publish
 
 `read` says what a run's tables and `records` what its JSON files hold, or that they are not there.
 One file, one section, in a reader's order: `verdict`, `groups`, `curves`, `scores`, `cards` (with
-`sprites`, their pictures), then the mechanism (`correlations`, `classes`, `interactions`, `sizes`,
-`negatives`, `sampling`) and `provenance`. They share `parts` (a section, a table, what is missing),
-`plots` (how a figure looks and becomes SVG), `wording` (numbers and names in words) and the
-templates beside them, whose words a browser shows.
+`sprites`, their pictures), then the mechanism (`correlations`, `classes` with `removal`,
+`interactions`, `sizes`, `negatives`, `sampling`) and `provenance`. They share `parts` (a section, a
+table, what is missing), `plots` (how a figure looks and becomes SVG), `order` (what the job ranks
+units by), `units` (how one is named), `wording` (numbers and names in words) and the templates
+beside them, whose words a browser shows.
 """

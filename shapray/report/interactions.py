@@ -82,7 +82,7 @@ def _pairs(run: Run, rows: list[Row], kinds: dict[str, str]) -> Grid:
                     tagged(run, row["group"], row["unit"], str(row["unit"]))
                     + " and "
                     + tagged(run, row["group"], row["other"], str(row["other"])),
-                    f"{row['unit']:06d}",
+                    str(row["unit"]),
                 ),
                 text(kinds.get(row["kind"]) or str(row["kind"])),
                 text(meaning[_sign(row)]),

@@ -116,9 +116,7 @@ def _grid(run: Run, rows: list[Row]) -> Grid:
         [
             [
                 text(wording.named(row["group"]), row["group"]),
-                Cell(
-                    linked(run, row["group"], row["unit"], str(row["unit"])), f"{row['unit']:06d}"
-                ),
+                Cell(linked(run, row["group"], row["unit"], str(row["unit"])), str(row["unit"])),
                 text(_verdict(row)),
                 text(wording.class_name(row["label"], classes)),
                 with_error(row["mean"], row["total_error"]),

@@ -24,6 +24,16 @@ class Cell:
     shown: str | Markup
     sort: float | str | None = None
 
+    @property
+    def key(self) -> str | None:
+        """What the page holds to sort by; None: nothing, or a text that is shown anyway."""
+        if isinstance(self.sort, str):
+            shown = self.shown.striptags() if isinstance(self.shown, Markup) else self.shown
+            return None if self.sort == shown else self.sort
+        if isinstance(self.sort, float):
+            return f"{self.sort:.5g}"
+        return None if self.sort is None else str(self.sort)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -148,5 +158,4 @@ _ENVIRONMENT.filters |= {
     "count": wording.count,
     "number": wording.number,
     "short": wording.short,
-    "key": lambda value: f"{value:.6g}" if isinstance(value, float) else value,
 }

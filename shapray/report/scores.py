@@ -174,7 +174,7 @@ def _grid(run: Run, name: str, scores: pa.Table, most: int) -> Grid:
 
 def _row(run: Run, group: str, row: dict[str, Any], criteria: list[str]) -> Iterator[Cell]:
     facts = run.unit_facts.get((group, row["unit"]), {})
-    yield Cell(linked(run, group, row["unit"], str(row["unit"])), f"{row['unit']:06d}")
+    yield Cell(linked(run, group, row["unit"], str(row["unit"])), str(row["unit"]))
     label = facts.get("serves")
     yield text(wording.class_name(label, run.record.class_names))
     yield with_error(row["mean"], row["total_error"])

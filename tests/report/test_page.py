@@ -182,6 +182,7 @@ def test_cards_show_images_where_the_unit_acts_and_its_kernel(page):
 
 def test_the_mechanism_is_told_in_words(page):
     assert "units below 0 were put to the test" in page.text
+    assert "better for " in page.text
     assert "are clearly redundant" in page.text
     assert "most like that by" in page.text
     assert "In the group in the middle, sampling would have removed other units" in page.text
@@ -190,7 +191,7 @@ def test_the_mechanism_is_told_in_words(page):
 def test_units_that_serve_a_class_are_named_with_how_they_were_chosen(page):
     assert "These are 8 units, 10% of all: those whose mean Shapley value on the class" in page.text
     assert "ship conv1 / 0" in page.text.split("Units that were removed for each class")[1]
-    assert "with 2,000 evaluation images" in page.text
+    assert "on 2,000 evaluation images (at most" in page.text
     assert "airplane falls from 80% to 20%, other classes fall by 12.0 points" in page.text
 
 
@@ -253,3 +254,14 @@ def test_a_label_without_a_name_is_called_by_its_number():
 def test_the_report_is_published_beside_the_tables(store):
     assert publish_report(store).endswith("report.html")
     assert store.read("report.html") == report(store)
+
+
+def test_of_negative_scores_it_says_how_many_were_put_to_the_test():
+    store = simulated_run("memory://report/below", {"conv1": 40}, CLASSES[:3], side=8)
+    table = store.read_table("explain/negatives.parquet")
+    n = table.num_rows
+    assert n > 1
+    assert f"all {n} units below 0 were put to the test" in Page(report(store)).text
+    store.publish_table("explain/negatives.parquet", [table.slice(0, 1)], table.schema)
+    said = f"1 of the {n} units below 0 were put to the test (the most negative of each group)"
+    assert said in Page(report(store)).text

@@ -11,7 +11,10 @@ document.addEventListener("click", (event) => {
   const down = now ? now === "ascending" : numeric;
   for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const value = (row) => row.cells[place].dataset.v;
+  const value = (row) => {
+    const cell = row.cells[place];
+    return cell.dataset.v ?? (numeric ? undefined : cell.textContent);
+  };
   const compared = (a, b) =>
     numeric ? Number(a) - Number(b) : a.localeCompare(b, undefined, { numeric: true });
   const rows = [...body.rows].sort((left, right) => {
