@@ -71,8 +71,14 @@ def _plot(rows: list[Row]) -> Plot:
             of = [row for row in drawn if _verdict(row) == name]
             segments(
                 axes,
-                [(row["mean"], row["loss_low"] or np.nan) for row in of],
-                [(row["mean"], row["loss_high"] or np.nan) for row in of],
+                [
+                    (row["mean"], np.nan if row["loss_low"] is None else row["loss_low"])
+                    for row in of
+                ],
+                [
+                    (row["mean"], np.nan if row["loss_high"] is None else row["loss_high"])
+                    for row in of
+                ],
                 color=colour,
                 linewidth=0.8,
             )
