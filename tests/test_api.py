@@ -261,6 +261,7 @@ def test_a_head_that_only_training_uses_is_dropped_with_a_word(digits):
     assert model.aid is not None
 
 
+@pytest.mark.slow
 def test_compressed_in_rounds(digits, capsys):
     _, model, calibration, evaluation = digits
     images, labels = given(calibration)

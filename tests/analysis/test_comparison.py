@@ -139,6 +139,7 @@ def test_a_wrong_run_or_column_is_named(finished, tmp_path, capsys):
     assert "by: 'magnitude'; the scores of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_is_there_beside_the_function(finished):
     command = [sys.executable, "-m", "shapray.compare", str(finished), str(finished)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)

@@ -251,6 +251,7 @@ def test_a_worker_that_dies_is_replaced_and_its_tasks_go_elsewhere(pool, tmp_pat
     assert starts(tmp_path / "deadly")[0] not in {pid for _, pid in again}
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_every_worker_is_set_aside(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_pool, "MAX_DEATHS", 3)  # each takes seconds
     receipts, [failure] = do(pool, "die", ["deadly", *NAMES], tmp_path)

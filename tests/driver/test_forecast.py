@@ -113,6 +113,7 @@ def test_a_larger_budget_never_means_fewer_permutations(forecast):
     assert all(choice.permutations % 2 == 0 for choice, _, _ in chosen)
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_fits_names_the_numbers(tmp_path, memory, capsys):
     assert main([str(write_job(tmp_path)), "--budget", "1s"]) == 2
     said = capsys.readouterr().err
@@ -121,6 +122,7 @@ def test_a_budget_that_nothing_fits_names_the_numbers(tmp_path, memory, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_budget_of_a_begun_run_keeps_its_permutations(tmp_path, memory, capsys):
     job = str(write_job(tmp_path, output=OUTPUT))
     assert main([job, "score.permutations=4", *SCORED]) == 0

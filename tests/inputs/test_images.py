@@ -82,6 +82,7 @@ def test_sizes_that_do_not_fit():
         callable_set([small], Transform(crop=7))
 
 
+@pytest.mark.slow
 def test_pickles_small_and_works_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()

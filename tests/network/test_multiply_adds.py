@@ -36,6 +36,7 @@ def test_by_hand():
     assert counted(model, torch.zeros(1, 4, 3, 3)) == 6 * 2 * 9 + 6 * 5
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported():
     program = (
         "import sys, torch; from shapray.pruning.evaluate import count_macs; "

@@ -81,6 +81,7 @@ def unfolded(page):
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280, 2560])
 @pytest.mark.parametrize("which", ["usual", "hostile"])
 def test_the_page_fits_the_screen_with_everything_unfolded(opened, which, width):
@@ -101,6 +102,7 @@ def test_the_page_fits_the_screen_with_everything_unfolded(opened, which, width)
     assert smallest >= 10
 
 
+@pytest.mark.slow
 def test_all_figures_and_tables_can_be_seen(opened):
     page = opened()
     unfolded(page)
@@ -111,6 +113,7 @@ def test_all_figures_and_tables_can_be_seen(opened):
         assert all(box and box["width"] > 0 and box["height"] > 0 for box in boxes)
 
 
+@pytest.mark.slow
 def test_pictures_of_cards_are_decoded(opened):
     page = opened()
     assert page.evaluate(
@@ -145,6 +148,7 @@ def test_a_table_is_sorted_by_click_and_by_keyboard(opened):
     assert head.get_attribute("aria-sort") is None
 
 
+@pytest.mark.slow
 def test_what_has_no_value_stays_at_the_end(opened):
     page = opened()
     button = page.locator("#verdict table thead button").last
@@ -153,6 +157,7 @@ def test_what_has_no_value_stays_at_the_end(opened):
         assert column(page, -1)[0].startswith("+2.10")
 
 
+@pytest.mark.slow
 def test_a_link_to_a_card_unfolds_it(opened):
     page = opened()
     link = page.locator("#classes a", has_text="layer1.0.conv1").first
@@ -162,6 +167,7 @@ def test_a_link_to_a_card_unfolds_it(opened):
     target.wait_for(state="visible")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_and_figures_are_to_be_read_in_both_schemes(opened, scheme):
     page = opened(color_scheme=scheme)
@@ -178,6 +184,7 @@ def test_words_and_figures_are_to_be_read_in_both_schemes(opened, scheme):
     assert abs(paper - label) > 0.7
 
 
+@pytest.mark.slow
 def test_it_prints(opened):
     page = opened(width=720, color_scheme="dark")  # of a sheet of A4 within its margins
     page.emulate_media(media="print")
@@ -188,12 +195,14 @@ def test_it_prints(opened):
     assert page.pdf().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_names_of_the_job_are_shown_and_run_nothing(opened):
     page = opened("hostile")
     assert page.title().startswith("<script>alert('x')</script>")
     assert page.locator("h1").inner_text().startswith("<script>alert('x')</script>")
 
 
+@pytest.mark.slow
 def test_a_script_from_elsewhere_would_not_run(browser, files):
     page = browser.new_page()
     page.goto(files["usual"])

@@ -130,6 +130,7 @@ def test_nothing_is_loaded_and_no_script_but_its_own_may_run(store):
     assert len(page.all("script")) == 1
 
 
+@pytest.mark.slow
 def test_the_same_files_make_the_same_page(store):
     assert report(store) == report(store)
 

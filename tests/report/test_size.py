@@ -15,10 +15,12 @@ RESNET50 = {
 }
 
 
+@pytest.mark.slow
 def test_resnet20_takes_at_most_a_mebibyte():
     assert len(report(simulated_run("memory://report/r20", RESNET20, CLASSES))) <= 1 << 20
 
 
+@pytest.mark.slow
 def test_a_group_of_many_units_takes_hardly_more_than_one_of_few():
     few, many = (
         len(report(simulated_run(f"memory://report/{n}", {"conv": n}, CLASSES[:3], side=8)))

@@ -84,6 +84,7 @@ def test_a_run_again_explains_only_what_has_changed(finished, tmp_path):
         assert after[name].equals(pq_before), name
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_explained_as_far_as_that_goes(tmp_path):
     job = write_job(
         tmp_path, score__value="neg_kl_divergence", data__calibration__label_column=None

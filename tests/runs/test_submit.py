@@ -46,6 +46,7 @@ def submit(
     )
 
 
+@pytest.mark.slow
 def test_the_port_of_rays_client_and_the_head_nodes_own(head):
     host = head.address.partition(":")[0]
     with pytest.raises(JobError, match=f"write ray://{host}:{head.client}, or the port"):
