@@ -174,6 +174,7 @@ class Forecast:
         costs = survey.groups.values()
         look = survey.load + survey.look
         cutting = CuttingCosts(planned, survey, of_groups)
+        explaining = ExplainingCosts(cutting, [float(group.tasks.sum()) for group in groups])
         pilots = [(0.0, self._pilots())] if is_piloted(setup.job.score, most) else []
         score = [(group.prepare, group.tasks) for group in groups]
         n_further = setup.job.prune.rounds - 1
@@ -198,9 +199,7 @@ class Forecast:
                 "search": cutting.search(),
                 "evaluate": cutting.evaluation(),
                 "latency": cutting.latency(),
-                "explain": ExplainingCosts(
-                    cutting, [float(group.tasks.sum()) for group in groups]
-                ).parts(),
+                "explain": explaining.parts(),
             },
         )
 

@@ -29,12 +29,8 @@ from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
 from shapray.worker.tasks import Receipt, ScoreTask
 
-PIECEMEAL = (
-    "score",
-    "criterion",
-    "losses",
-    "explain",
-)  # whose tasks' results are kept, each for itself
+# Stages whose tasks' results are kept, each for itself.
+PIECEMEAL = ("score", "criterion", "losses", "explain")
 
 GROWTH = 4  # with images to spare: how much a step may add
 

@@ -19,7 +19,7 @@ from shapray.driver.reporting import show_report
 from shapray.driver.rounds import Rounds
 from shapray.driver.scoring import inspected, nothing_failed, scored, stop_if_failed
 from shapray.driver.targets import Targets
-from shapray.errors import JobError, StorageError
+from shapray.errors import JobError, StorageError, TasksFailed
 from shapray.pruning.cuts import Compared
 from shapray.pruning.ranking import Ranking
 from shapray.storage import names
@@ -72,13 +72,15 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         explaining = Explaining(
             crews.of(planned), planned, record, precision, ranking, compared.kept.removed
         )
+        failed = None
         try:
             explaining.explain()
-        finally:  # the cut is made and measured, whatever comes of its explanation
-            crews.end()
-            certainties = list(found.certainties.values())
-            summary.show(console, planned, found.totals, certainties, metrics)
-            show_report(store, console)
+        except TasksFailed as error:  # the cut is made and measured all the same
+            failed = error
+    summary.show(console, planned, found.totals, list(found.certainties.values()), metrics)
+    show_report(store, console)
+    if failed is not None:
+        raise failed
 
 
 def _earlier(inputs: Inputs) -> Earlier | None:

@@ -13,6 +13,7 @@ from tiny import write_job
 from shapray.run import main
 from shapray.storage.explained import TABLES
 from shapray.storage.run_directory import RunDirectory
+from shapray.worker.explainer import Explainer
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,25 @@ def test_a_page_that_cannot_be_made_does_not_take_the_results_away(finished, tmp
     said = capsys.readouterr().out
     assert "95 % interval of the accuracy after" in said
     assert "there is no new report (JobError: " in said
+
+
+def test_an_explanation_that_fails_leaves_the_cut_and_its_figures(tmp_path, monkeypatch, capsys):
+    def broken(self, task):
+        raise ArithmeticError("no")
+
+    monkeypatch.setattr(Explainer, "explain", broken)
+    job = write_job(tmp_path)
+    asked = ["score.groups=[conv3]", "explain.images=4", "prune.curve=[]", "prune.criteria=[]"]
+    assert main([str(job), *asked]) == 3
+    said = capsys.readouterr()
+    assert "95 % interval of the accuracy after" in said.out
+    assert "stage explain: 1 task failed" in said.err
+    assert (tmp_path / "out/prune/metrics.json").exists()
+    assert (tmp_path / "out/report.html").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(RunDirectory, "shared", False)
+    assert main([str(job), *asked]) == 0
+    assert set(explained(tmp_path / "out")["units"]["group"].to_pylist()) == {"conv3"}
 
 
 def test_nothing_is_explained_where_nothing_is_asked_for(tmp_path):
