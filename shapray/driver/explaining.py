@@ -21,7 +21,7 @@ from shapray.explain.games import Asked
 from shapray.explain.units import ClassMeans, unit_rows
 from shapray.inputs.digest import digest
 from shapray.network.group import Group
-from shapray.pruning.doubt import misplaced
+from shapray.pruning.doubt import all_misplaced
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import shuffled
 from shapray.storage import names
@@ -124,7 +124,7 @@ class Explaining:
                 criteria[group.name],
                 self._class_means(group),
                 self.removed[group.name],
-                misplaced(rows, self._prune, self._cost(group.name), self.removed[group.name]),
+                self._misplaced(group, rows),
             )
             numbers = {
                 name: (rows if name in rows.column_names else units)[name]
@@ -146,11 +146,10 @@ class Explaining:
     def _prune(self) -> Prune:
         return self.planned.chooser.prune
 
-    def _cost(self, group: str) -> float | None:
+    def _misplaced(self, group: Group, scores: pa.Table) -> np.ndarray:
         chooser = self.planned.chooser
-        if not chooser.prune.per_multiply_add:
-            return None
-        return chooser.sizes.macs_of_a_unit(group, chooser.gone)
+        cost = {group.name: chooser.sizes.macs_of_a_unit(group.name, chooser.gone)}
+        return all_misplaced(scores, chooser.prune, cost, self.removed)[group.name]
 
     def _task(self, group: Group, scores: pa.Table) -> ExplainTask:
         setup = self.planned.setup
