@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     FuncFormatter,
     LogLocator,
@@ -128,16 +129,15 @@ def bar(
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width / 72, 14 / 72))
-        axes = figure.add_axes((0.005, 0.06, 0.99, 0.88))
-        axes.set_axis_off()
-        left = 0.0
+        of_all = 0.99 / (sum(length for length, *_ in parts) or 1)
+        left = 0.005
         for length, colour, hatch, fill in parts:
             if length:
-                axes.barh(
-                    0, length, 1, left, color=fill, edgecolor=colour, hatch=hatch, linewidth=0.8
-                )
-            left += length
-        axes.set(xlim=(0, left or 1), ylim=(-0.5, 0.5))
+                look: Any = {"facecolor": fill, "edgecolor": colour, "hatch": hatch}
+                piece = Rectangle((left, 0.06), length * of_all, 0.88, linewidth=0.8, **look)
+                piece.set_transform(figure.transFigure)
+                figure.add_artist(piece)
+            left += length * of_all
         return _svg(figure, key, alternative)
 
 
@@ -199,7 +199,7 @@ def strips(
 
 def _svg(figure: Figure, key: str, alternative: str) -> Markup:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=_WITHOUT, transparent=True)
+    figure.savefig(buffer, format="svg", metadata=_WITHOUT)
     source = buffer.getvalue()
     source = source[source.index("<svg") :]
     # The style sheet would hold for the whole page; `style.css` says the same of figures alone.
