@@ -1,12 +1,13 @@
 """What becomes of a class without the units that serve it most: is it hurt more than the others?"""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from shapray.network.consumers import mask_consumers
@@ -23,7 +24,7 @@ Units = list[tuple[str, int]]  # group, unit
 def class_removal(
     inputs: Inputs,
     scores: pa.Table,
-    class_scores: pa.Table,
+    class_scores: Callable[[str], pa.Table],
     n_classes: int = N_CLASSES,
     share: float = SHARE,
 ) -> pa.Table:
@@ -37,7 +38,9 @@ def class_removal(
 
     Args:
         inputs: network, groups, and the evaluation images with their labels.
-        scores, class_scores: ``scores.parquet``, ``class_scores.parquet``.
+        scores: ``scores.parquet``.
+        class_scores: gives a group's rows of ``class_scores.parquet``, with unit, label and mean;
+            of a thousand classes those of all groups would not fit.
         n_classes: at most, those with most evaluation images among those that have scores.
         share: of all units, how many are removed; at least one is.
     Returns:
@@ -45,18 +48,25 @@ def class_removal(
     """
     assert inputs.labels is not None
     units = [(group.name, unit) for group in inputs.groups for unit in range(group.n_units)]
-    known, means = _by_class(class_scores, units)
-    labels = _most_frequent(inputs.labels.tolist(), set(known), n_classes)
+    known = {
+        label
+        for group in inputs.groups
+        for label in pc.unique(class_scores(group.name)["label"]).to_pylist()
+    }
+    labels = _most_frequent(inputs.labels.tolist(), known, n_classes)
     if len(known) < 2 or not labels:
         return CLASS_REMOVAL.empty_table()
     n = max(1, round(share * len(units)))
+    served = np.concatenate(
+        [_served(class_scores(group.name), group.n_units, labels) for group in inputs.groups],
+        axis=1,
+    )
     whole = _without(inputs, [])
     best = _largest(_column(scores, units), units, n)
     without_best = _without(inputs, best)
     rows = list[dict[str, Any]]()
-    for label in labels:
-        place = known.index(label)
-        own = _largest(means[place] - np.delete(means, place, axis=0).mean(axis=0), units, n)
+    for label, worth in zip(labels, served, strict=True):
+        own = _largest(worth, units, n)
         by_chance = _at_random(own, units, seed=(inputs.seed, label))
         for removed, gone, left in (
             ("class", own, _without(inputs, own)),
@@ -70,30 +80,24 @@ def class_removal(
 
 
 def _column(table: pa.Table, units: Units) -> np.ndarray:
-    """The column `mean` of a score table, in the order of `units`, all of which are there once."""
-    place = _places(table, units)
-    found = np.full(len(units), np.nan)
-    found[place[place >= 0]] = table["mean"].to_numpy()[place >= 0]
+    """The column `mean` of ``scores.parquet``, in the order of `units`; NaN where it lacks one."""
+    rows = zip(*(table[name].to_pylist() for name in ("group", "unit", "mean")), strict=True)
+    means = {(group, unit): mean for group, unit, mean in rows}
+    return np.array([means.get(unit, np.nan) for unit in units])
+
+
+def _served(table: pa.Table, n_units: int, labels: Sequence[int]) -> np.ndarray:
+    """(n_labels, n_units): how far a unit of the group serves each of `labels`, by its rows of
+    ``class_scores.parquet``; NaN without scores of that class and of another one."""
+    found = np.full((len(labels), n_units), np.nan)
+    known, row = np.unique(table["label"].to_numpy(), return_inverse=True)
+    means = np.full((len(known), n_units), np.nan)
+    means[row, table["unit"].to_numpy()] = table["mean"].to_numpy()
+    for place, label in enumerate(labels):
+        own = known == label
+        if own.any() and not own.all():
+            found[place] = means[own][0] - means[~own].mean(axis=0)
     return found
-
-
-def _by_class(class_scores: pa.Table, units: Units) -> tuple[list[int], np.ndarray]:
-    """The labels, ascending, and their means: (n_labels, n_units)."""
-    place = _places(class_scores, units)
-    labels, row = np.unique(class_scores["label"].to_numpy(), return_inverse=True)
-    found = np.full((len(labels), len(units)), np.nan)
-    there = place >= 0
-    found[row[there], place[there]] = class_scores["mean"].to_numpy()[there]
-    return labels.tolist(), found
-
-
-def _places(table: pa.Table, units: Units) -> np.ndarray:
-    """Per row of a score table the place of its unit among `units`, -1 for one of another group."""
-    first = {group: place for place, (group, unit) in enumerate(units) if unit == 0}
-    names = table["group"].combine_chunks().dictionary_encode()
-    firsts = np.array([first.get(name, -1) for name in names.dictionary.to_pylist()], dtype=int)
-    start = firsts[names.indices.to_numpy()]
-    return np.where(start < 0, -1, start + table["unit"].to_numpy())
 
 
 def _most_frequent(labels: Sequence[int], known: set[int], n: int) -> list[int]:

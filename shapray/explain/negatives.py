@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.score import Scorer
 from shapray.explain.extremes import Extremes
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.evaluate import Tally, joined, mean_interval, paired_difference, tally_of
@@ -22,7 +23,11 @@ N_UNITS = 8  # of a group
 
 
 def negatives(
-    inputs: Inputs, scores: pa.Table, extremes: Mapping[str, Extremes], n: int = N_UNITS
+    inputs: Inputs,
+    scorer: Scorer,
+    scores: pa.Table,
+    extremes: Mapping[str, Extremes],
+    n: int = N_UNITS,
 ) -> pa.Table:
     """The units of a mean Shapley value below 0, and what the loss and the accuracy change by if
     one of them alone goes.
@@ -31,6 +36,7 @@ def negatives(
 
     Args:
         inputs: network, groups, and the evaluation images.
+        scorer: of the same groups, prepared where the network is.
         scores: ``scores.parquet``.
         extremes: group -> what the calibration images say of it.
         n: units of a group at most, the most negative ones.
@@ -44,7 +50,7 @@ def negatives(
         if len(worst) == 0:
             continue
         units = worst["unit"].to_pylist()
-        whole, without = _tallies(inputs, inputs.scorer.split(group.name, "float32"), units)
+        whole, without = _tallies(inputs, scorer.split(group.name, "float32"), units)
         rows += [
             {
                 **{name: row[name] for name in ("group", "unit", "mean", "total_error")},

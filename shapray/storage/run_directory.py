@@ -189,21 +189,26 @@ class RunDirectory:
         columns: Sequence[str] | None = None,
         where: pc.Expression | None = None,
     ) -> pa.Table:
-        """A table, or some columns and rows of it.
+        """A table, or some columns and rows of it: then little more than these is read.
 
         Raises:
             StorageError: the file is not there, is not Parquet or is damaged.
         """
-        data = self.read(path)
-        if data is None:
-            raise StorageError(f"{self.shown}/{path}: no such file")
+        target, whole = f"{self.root}/{path}", columns is None and where is None
+
+        def read() -> pa.Table:
+            with io.BytesIO(self.fs.cat_file(target)) if whole else self.fs.open(target) as file:
+                return pq.read_table(
+                    file,
+                    columns=None if columns is None else list(columns),
+                    filters=where,
+                    page_checksum_verification=True,
+                )
+
         try:
-            return pq.read_table(
-                io.BytesIO(data),
-                columns=None if columns is None else list(columns),
-                filters=where,
-                page_checksum_verification=True,
-            )
+            return patiently(read)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StorageError(f"{self.shown}/{path}: no such file") from error
         except Exception as error:  # damaged bytes make Arrow raise almost anything
             raise self.failed("read", path, error) from error
 

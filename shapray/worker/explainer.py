@@ -91,7 +91,10 @@ class Explainer:
         evaluation = self.setup.evaluation
         some = shuffled(len(evaluation))[:MOST_EVALUATED]
         alone = negatives(
-            self._inputs(evaluation, some, [group]), task.scores, {group.name: extremes}
+            self._inputs(evaluation, some, [group]),
+            self.scorer,
+            task.scores,
+            {group.name: extremes},
         )
         tables = {
             **played.tables,
@@ -104,9 +107,13 @@ class Explainer:
     def remove_classes(self, task: ClassTask) -> ClassRemoved:
         evaluation = self.setup.evaluation
         inputs = self._inputs(evaluation, shuffled(len(evaluation))[:MOST_EVALUATED])
-        columns = ["group", "unit", "mean"]
-        scores = self.setup.store.read_table(names.SCORES, columns)
-        by_class = self.setup.store.read_table(names.CLASS_SCORES, [*columns, "label"])
+        store = self.setup.store
+
+        def by_class(group: str) -> pa.Table:
+            own = pc.field("group") == group
+            return store.read_table(names.CLASS_SCORES, ["unit", "label", "mean"], own)
+
+        scores = store.read_table(names.SCORES, ["group", "unit", "mean"])
         return ClassRemoved(task, class_removal(inputs, scores, by_class))
 
     def _shards(self, task: ExplainTask, group: Group, scored: "_Scored") -> Iterator[pa.Table]:

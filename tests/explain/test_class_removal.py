@@ -31,7 +31,11 @@ def random_scores(groups, labels, seed=0):
     by_label = {c: {g.name: random.normal(size=g.n_units) for g in groups} for c in labels}
     overall = {g.name: random.normal(size=g.n_units) for g in groups}
     classes = pa.concat_tables([table(of, label=c) for c, of in by_label.items()])
-    return table(overall), classes, overall, by_label
+    return table(overall), of_groups(classes), overall, by_label
+
+
+def of_groups(class_scores: pa.Table):
+    return lambda group: class_scores.filter(pc.equal(class_scores["group"], group))
 
 
 def cut(model, example, names):
@@ -129,7 +133,7 @@ def test_a_class_falls_with_its_unit_and_the_others_stay():
     inputs = Inputs(ByClass().eval(), [group], images, labels, 0, 4, MEMORY, None)
     means = {c: {"first": np.eye(4)[c]} for c in range(4)}
     class_scores = pa.concat_tables([table(of, label=c) for c, of in means.items()])
-    found = class_removal(inputs, table({"first": np.ones(4)}), class_scores)
+    found = class_removal(inputs, table({"first": np.ones(4)}), of_groups(class_scores))
     for row in found.to_pylist():
         if row["removed"] == "class":
             assert row["units"] == [f"first/{row['label']}"]
@@ -144,5 +148,30 @@ def test_a_unit_of_every_group_stays_and_one_class_alone_says_nothing():
     inputs = Inputs(of.model, of.groups, of.images, labels, 0, 8, MEMORY, None)
     for row in class_removal(inputs, scores, class_scores, share=1.0).to_pylist():
         assert row["n_units"] == sum(g.n_units - 1 for g in of.groups)
-    one = class_scores.filter(pc.equal(class_scores["label"], 0))
+
+    def one(group):
+        rows = class_scores(group)
+        return rows.filter(pc.equal(rows["label"], 0))
+
     assert len(class_removal(inputs, scores, one)) == 0
+
+
+def test_a_class_without_scores_in_a_group_takes_no_units_of_it():
+    """Groups may be scored on different numbers of images."""
+    of = case("Vgg")
+    scores, class_scores, *_ = random_scores(of.groups, range(3))
+    scarce = of.groups[0].name
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    inputs = Inputs(of.model, of.groups, of.images, labels, 0, 8, MEMORY, None)
+
+    def fewer(group):
+        rows = class_scores(group)
+        return rows.filter(pc.less(rows["label"], 2)) if group == scarce else rows
+
+    by_label = {
+        row["label"]: {name.split("/")[0] for name in row["units"]}
+        for row in class_removal(inputs, scores, fewer, share=0.3).to_pylist()
+        if row["removed"] == "class"
+    }
+    assert scarce not in by_label[2]
+    assert scarce in by_label[0] | by_label[1]

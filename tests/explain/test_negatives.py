@@ -37,7 +37,9 @@ def test_changes_are_those_of_the_network_cut_for_real(name):
     groups = of.groups[:3]
     means = {g.name: [0.5, *(-0.1 * u for u in range(1, g.n_units))] for g in groups}
     inputs = Inputs(of.model, groups, of.images, of.labels, 0, 2, MEMORY, None)
-    found = negatives(inputs, scores(means), {g.name: extremes(g.n_units) for g in groups}, n=3)
+    found = negatives(
+        inputs, inputs.scorer, scores(means), {g.name: extremes(g.n_units) for g in groups}, n=3
+    )
     assert found.schema.equals(NEGATIVES)
     rows = found.to_pylist()
     expected = [(g.name, u) for g in groups for u in range(g.n_units - 1, g.n_units - 4, -1)]
@@ -67,10 +69,9 @@ def test_no_unit_below_zero_gives_an_empty_table_and_units_of_none_a_class_of_no
     [group] = [g for g in of.groups if g.name == "conv3"]
     inputs = Inputs(of.model, [group], of.images, of.labels, 0, 4, MEMORY, None)
     own = {group.name: extremes(group.n_units)}
-    none = negatives(inputs, scores({group.name: [0.0] * group.n_units}), own)
+    none = negatives(inputs, inputs.scorer, scores({group.name: [0.0] * group.n_units}), own)
     assert none.schema.equals(NEGATIVES)
     assert len(none) == 0
-    [row] = negatives(
-        inputs, scores({group.name: [-1.0] + [0.0] * (group.n_units - 1)}), own
-    ).to_pylist()
+    below = scores({group.name: [-1.0] + [0.0] * (group.n_units - 1)})
+    [row] = negatives(inputs, inputs.scorer, below, own).to_pylist()
     assert (row["label"], row["label_share"], row["total_error"]) == (None, None, None)

@@ -5,7 +5,9 @@ import io
 import os
 import pickle
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -221,3 +223,24 @@ def test_of_several_creators_one_succeeds(store):
     store.remove("claim.json")
     store.remove("claim.json")
     assert store.create("claim.json", b"third")
+
+
+def test_rows_and_columns_of_a_table_are_read_without_the_rest(store):
+    """What is damaged elsewhere in the file is not looked at."""
+    parts = [
+        pa.table({"group": [name] * 5000, "mean": np.random.default_rng(n).normal(size=5000)})
+        for n, name in enumerate(("a", "b", "c"))
+    ]
+    store.publish_table("table.parquet", parts, parts[0].schema)
+    of_b = pc.field("group") == "b"
+    found = store.read_table("table.parquet", ["mean"], of_b)
+    assert found.equals(parts[1].select(["mean"]))
+    data = store.read("table.parquet")
+    for damaged in (1000, len(data) - 20000):  # in what is of a, and of c
+        data = data[:damaged] + b"damaged" + data[damaged + 7 :]
+    store.publish("table.parquet", data)
+    assert store.read_table("table.parquet", ["mean"], of_b).equals(found)
+    with pytest.raises(StorageError, match=r"cannot read .*table\.parquet"):
+        store.read_table("table.parquet", ["mean"])
+    with pytest.raises(StorageError, match=r"nothing\.parquet: no such file"):
+        store.read_table("nothing.parquet", ["mean"])
