@@ -3,12 +3,11 @@
 python -m shapray.prune RUN_DIR [section.key=value ...] [--name NAME]
 """
 
-import argparse
 from collections.abc import Sequence
 
 from shapray.driver.again import prune_again
 from shapray.driver.console import PlainConsole
-from shapray.exits import exit_status
+from shapray.exits import Command, exit_status
 
 _EPILOG = """\
 example:
@@ -28,16 +27,9 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Messages for the user go to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shapray.prune",
-        description="Cut a network once more, on the scores of an earlier run.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the output folder of a run")
-    parser.add_argument(
-        "overrides", metavar="section.key=value", nargs="*", help="values that replace the job's"
-    )
+    parser = Command("prune", "Cut a network once more, on the scores of an earlier run.", _EPILOG)
+    parser.add_run_dir()
+    parser.add_overrides("job")
     parser.add_argument("--name", help="of the folder below RUN_DIR/prune/")
     options = parser.parse_intermixed_args(arguments)
     console = PlainConsole(soft_wrap=True)

@@ -3,7 +3,6 @@
 python -m shapray.compare RUN_A RUN_B [--by COLUMN]
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from shapray.analysis.comparison import Comparison, comparison
 from shapray.driver.console import PlainConsole
-from shapray.exits import exit_status
+from shapray.exits import Command, exit_status
 
 _EPILOG = """\
 example:
@@ -29,14 +28,13 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Messages for the user go to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shapray.compare",
-        description="Compare how two runs rank the units of a network, and which they remove.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Command(
+        "compare",
+        "Compare how two runs rank the units of a network, and which they remove.",
+        _EPILOG,
     )
-    parser.add_argument("run_a", metavar="RUN_A", help="the output folder of a run")
-    parser.add_argument("run_b", metavar="RUN_B", help="that of another one")
+    parser.add_run_dir("run_a")
+    parser.add_run_dir("run_b", "that of another one")
     parser.add_argument(
         "--by", metavar="COLUMN", default="mean_abs", help="of the scores; default: mean_abs"
     )

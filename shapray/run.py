@@ -3,7 +3,6 @@
 python -m shapray.run JOB.yaml [section.key=value ...] [--plan] [--budget TIME]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from shapray.config import load_job
 from shapray.driver.console import PlainConsole
 from shapray.driver.preview import preview
 from shapray.driver.stages import run
-from shapray.exits import exit_status
+from shapray.exits import Command, exit_status
 
 _EPILOG = """\
 example:
@@ -34,17 +33,14 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Messages for the user go to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shapray.run",
-        description="Score the units of a network by their Shapley values, remove the units "
-        "worth least and measure what is left.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Command(
+        "run",
+        "Score the units of a network by their Shapley values, remove the units worth least and "
+        "measure what is left.",
+        _EPILOG,
     )
     parser.add_argument("job", metavar="JOB.yaml", help="the job file")
-    parser.add_argument(
-        "overrides", metavar="section.key=value", nargs="*", help="values that replace the file's"
-    )
+    parser.add_overrides("file")
     parser.add_argument(
         "--plan",
         action="store_true",

@@ -3,11 +3,10 @@
 python -m shapray.report RUN_DIR
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from shapray.exits import exit_status
+from shapray.exits import Command, exit_status
 from shapray.report.page import publish_report
 from shapray.storage.run_directory import RunDirectory
 
@@ -28,13 +27,8 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Messages for the user go to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shapray.report",
-        description="Make report.html of a run.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the output folder of a run")
+    parser = Command("report", "Make report.html of a run.", _EPILOG)
+    parser.add_run_dir()
     options = parser.parse_args(arguments)
     return exit_status(
         lambda: print(publish_report(RunDirectory(options.run_dir))),
