@@ -53,6 +53,13 @@ def without_sections(text: str) -> str:
     return _KEYS.sub("", text)
 
 
+def check_known(settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raises ValueError for a setting that is none of the names."""
+    unknown = settings.keys() - set(names)
+    if unknown:
+        raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(names)}")
+
+
 def sections(
     groups: str | Sequence[str], workers: int | str | None, settings: Mapping[str, Any]
 ) -> tuple[Score, Cluster]:
@@ -61,10 +68,7 @@ def sections(
     Raises:
         ValueError: a key is in neither, or its value is wrong.
     """
-    known = [*Score.model_fields, *Cluster.model_fields]
-    unknown = settings.keys() - set(known)
-    if unknown:
-        raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(known)}")
+    check_known(settings, [*Score.model_fields, *Cluster.model_fields])
     of_cluster = Cluster.model_fields.keys() & settings.keys()
     given = {} if workers is None else {"workers": workers}
     cluster = section_of(Cluster, {key: settings[key] for key in of_cluster} | given)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shapray.api import Prepared, Scores, prepared, score
 from shapray.arguments import (
     about,
+    check_known,
     kind_of,
     labels_of,
     named_as_arguments,
@@ -88,7 +89,7 @@ def plan(
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    _known(settings, CHOOSING)
+    check_known(settings, CHOOSING)
     given = settings | ({} if ratio is None else {"ratio": ratio})
     if model is None or images is None:
         given = {"allocation": "global", "rank_by": "mean_abs"} | given
@@ -194,7 +195,7 @@ def _repaired(
     settings: Mapping[str, Any],
     console: PlainConsole,
 ) -> Compressed:
-    _known(settings, REPAIRING)
+    check_known(settings, REPAIRING)
     asked = section_of(Prune, settings)
     network, pixels = network_of(model), pixels_of(images)
     device = like(network).device
@@ -244,7 +245,7 @@ def compress(
     """
     of_scores = {"groups", "ids", "workers", *Score.model_fields, *Cluster.model_fields}
     of_plan = (*CHOOSING, "ratio", "rounds")
-    _known(settings, list(dict.fromkeys([*of_plan, *REPAIRING, *sorted(of_scores)])))
+    check_known(settings, list(dict.fromkeys([*of_plan, *REPAIRING, *sorted(of_scores)])))
     choosing = {key: settings[key] for key in settings if key in of_plan}
     if not set(TARGETS) & choosing.keys():
         choosing["macs"] = 0.5
@@ -328,12 +329,6 @@ def _in_rounds(
 def _in_words(repairing: Mapping[str, Any]) -> str:
     names = section_of(Prune, repairing).repair
     return f"repaired by {', '.join(names)}" if names else "not repaired"
-
-
-def _known(settings: Mapping[str, Any], names: Sequence[str]) -> None:
-    unknown = settings.keys() - set(names)
-    if unknown:
-        raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(names)}")
 
 
 def _check_cut(whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> list[Group]:

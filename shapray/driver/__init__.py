@@ -8,6 +8,6 @@ the workers do it, and `progress` and `summary` show it, the cut as a `picture`.
 network's units scored, at `prices` that pilots choose, and `certainty` says how sure the scores
 are; `cutting` makes smaller networks of the scores, of a size that `targets` may have to measure,
 with what is `kept` of earlier cuts; `rounds` has one of them scored in between, `again` cuts once
-more. `forecast` predicts a run (`cutting_costs` what comes behind the scores), `budget` chooses
-what fits a time, `preview` shows that.
+more. `forecast` makes a `prediction` of a run (`cutting_costs` and `explaining_costs` what comes
+behind the scores), `budget` chooses what fits a time, `preview` shows that.
 """

@@ -3,7 +3,8 @@
 import bisect
 from dataclasses import dataclass
 
-from shapray.driver.forecast import Forecast, Prediction, makespan
+from shapray.driver.forecast import Forecast
+from shapray.driver.prediction import Prediction, makespan
 from shapray.driver.prices import FIRST_IMAGES, rounded
 from shapray.errors import JobError
 from shapray.text import duration

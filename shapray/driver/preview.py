@@ -10,7 +10,8 @@ from rich.table import Table
 
 from shapray.config import Job
 from shapray.driver.budget import Choice, fitting
-from shapray.driver.forecast import Forecast, Prediction, make_forecast
+from shapray.driver.forecast import Forecast, make_forecast
+from shapray.driver.prediction import Prediction
 from shapray.driver.prices import pilot_images
 from shapray.driver.record import earlier_run
 from shapray.errors import JobError

@@ -14,7 +14,8 @@ from shapray.cluster.needs import workers_here
 from shapray.config import Prune, load_job
 from shapray.driver.budget import Choice, fitting
 from shapray.driver.cutting_costs import CuttingCosts
-from shapray.driver.forecast import Forecast, make_forecast, makespan
+from shapray.driver.forecast import Forecast, make_forecast
+from shapray.driver.prediction import makespan
 from shapray.driver.preview import parse_time
 from shapray.driver.tasks import evaluated_slices
 from shapray.errors import JobError
