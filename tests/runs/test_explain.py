@@ -141,7 +141,7 @@ def test_an_explanation_that_fails_leaves_the_cut_and_its_figures(tmp_path, monk
 
 
 def test_nothing_is_explained_where_nothing_is_asked_for(tmp_path):
-    job = write_job(tmp_path)
+    job = write_job(tmp_path, score__groups=["conv3"])
     assert main([str(job), "prune.curve=[]", "prune.criteria=[]"]) == 0
     assert not (tmp_path / "out/explain").exists()
     assert "explain" not in json.loads((tmp_path / "out/run.json").read_text())["stages"]

@@ -153,6 +153,7 @@ def test_the_same_scores_by_sampling_only_are_a_rival(tmp_path):
         folder.mkdir()
         asked = [f"score.estimator={estimator}", "score.exact_max_players=12"]
         asked += ["score.value=logit_margin", "score.permutations=4", "score.seed=3"]
+        asked += ["score.groups=[conv3, fc1]", "prune.repair=[]"]
         asked += ["prune.criteria=[shapley_sampled]", "prune.allocation=global", "prune.curve=[]"]
         assert main([str(write_job(folder)), *asked]) == 0
         columns[estimator] = pq.read_table(folder / "out/scores.parquet").to_pandas()
