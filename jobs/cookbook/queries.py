@@ -1,5 +1,5 @@
-"""Ten questions to a finished run, and the SQL that answers each; they are of the digits' network,
-its group `conv2` and the class 3."""
+"""Questions to a finished run, and the SQL that answers each; they are of the digits' network, its
+group `conv2` and the class 3. The last three are of the tables that explain the scores."""
 
 from dataclasses import dataclass
 
@@ -170,5 +170,41 @@ GROUP BY size, criterion, repair
 ORDER BY size DESC NULLS FIRST, loss
 """,
         "Rivals are cut to as many multiply-adds; those at random are a mean over seeds.",
+    ),
+    Query(
+        "Where in the network is class 3 served, and by units that serve hardly another?",
+        """
+SELECT "group", count(*) AS serving, round(max(selectivity), 2) AS most_selective,
+    string_agg(unit, ' ' ORDER BY selectivity DESC) FILTER (selectivity > 0.5) AS hardly_another
+FROM units
+WHERE serves = 3
+GROUP BY ALL
+ORDER BY serving DESC, "group"
+""",
+        "A unit `serves` the class on whose images its score is largest; `selectivity` as above.",
+    ),
+    Query(
+        "Where would sampling have cut other units than the exact values do?",
+        """
+SELECT "group", permutations, n_images AS exact_images, n_cut,
+    round(another_cut, 2) AS draws_with_another_cut, round(n_other, 1) AS units_that_differ
+FROM flips
+ORDER BY ALL
+""",
+        "On the images that are exact; with `permutations` as the price of each. Of a group that "
+        "loses none, half of the units.",
+    ),
+    Query(
+        "Does it help to remove a unit whose score is negative?",
+        """
+SELECT "group", unit, round(mean, 4) AS score, round(loss_change, 4) AS loss_change,
+    round(loss_low, 4) AS low, round(loss_high, 4) AS high,
+    CASE WHEN loss_high < 0 THEN 'helps' WHEN loss_low > 0 THEN 'harms' ELSE 'not clear' END
+        AS to_remove_it
+FROM negatives
+ORDER BY negatives.loss_change
+LIMIT 5
+""",
+        "The change of the evaluation images' loss if this unit alone goes, with its 95% interval.",
     ),
 )
