@@ -9,8 +9,9 @@ from shapray.driver.cutting_costs import CuttingCosts, Part
 from shapray.driver.explaining import COLUMNS, MOST_IMAGES
 from shapray.explain.cards import that_fit
 from shapray.explain.class_removal import N_CLASSES
-from shapray.explain.games import SHARE
+from shapray.explain.games import MOST_ENUMERATED, SHARE
 from shapray.explain.negatives import N_UNITS
+from shapray.explain.sampling import N_SEEDS, PRICES, most_players
 from shapray.explain.where import STEPS
 from shapray.worker.explainer import MOST_EVALUATED
 
@@ -34,6 +35,7 @@ class ExplainingCosts:
         """The criteria, the activations, a task for each group, the classes."""
         cutting = self.cutting
         setup, forward = cutting.planned.setup, cutting.survey.forward
+        load = cutting.survey.load
         if not setup.job.explain.images:
             return []
         n_seen = min(cutting.n_images, MOST_IMAGES)
@@ -44,10 +46,22 @@ class ExplainingCosts:
         n_units, n_images = that_fit(len(setup.groups))
         maps = 4 * n_units * n_images * STEPS * WITH_SLOPES * forward
         groups = []
-        for group, seconds in zip(setup.groups, self.scoring, strict=True):
+        for column, (group, seconds) in enumerate(zip(setup.groups, self.scoring, strict=True)):
             costs = cutting.survey.groups[group.name]
-            alone = n_evaluated * (costs.image + N_UNITS * costs.coalition)
-            groups.append(costs.prepare + SHARE * seconds + maps + alone)
+            alone = n_evaluated * (load + costs.image + N_UNITS * costs.coalition)
+            again = SHARE * seconds + self._sampled(column)
+            groups.append(costs.prepare + again + maps + alone)
         classes = (2 * N_CLASSES + 2) * n_evaluated * forward
         labelled = [classes] if setup.calibration.labels is not None else []
         return [(0.0, np.array([*criteria, ACTIVATIONS * n_seen * forward, *groups, *labelled]))]
+
+    def _sampled(self, column: int) -> float:
+        """A group's images of few units, whose coalitions' values are all known, are sampled over
+        and over: no network, but all that is around it."""
+        planned, survey = self.cutting.planned, self.cutting.survey
+        n_active = survey.n_active[:, column]
+        few = (n_active > 0) & (n_active <= most_players(planned.n_classes))
+        asked = 2 * planned.setup.job.explain.images  # those drawn, and as many of few units
+        n_images = min(MOST_ENUMERATED, asked, round(float(few.mean()) * self.cutting.n_images))
+        costs = survey.groups[planned.setup.groups[column].name]
+        return n_images * N_SEEDS * sum(costs.around(price) for price in PRICES)

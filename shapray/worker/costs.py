@@ -54,14 +54,15 @@ class GroupCosts:
         """
         enumerated = self.subset_image + self.subset * n_evaluations
         in_work = max(1.0, permutations / self.rows)
-        books = self._books(permutations)
+        books = self.around(permutations)
         if not in_pairs:  # they grow with the permutations, and there is no fit
-            books = self._books(MIN_PERMUTATIONS) * permutations / MIN_PERMUTATIONS
+            books = self.around(MIN_PERMUTATIONS) * permutations / MIN_PERMUTATIONS
         sampled = self.tables * in_work + self.coalition * n_evaluations + books
         return self.image + self.row + np.where(exact, enumerated, sampled)
 
-    def _books(self, permutations: int) -> float:
-        """Interpolated between the numbers timed; beyond the last, along the last line."""
+    def around(self, permutations: int) -> float:
+        """All around the network for a sampled image; interpolated between the numbers timed,
+        beyond the last along the last line."""
         at, seconds = self.permutations, self.books
         if permutations <= at[-1] or len(at) == 1:
             return float(np.interp(permutations, at, seconds))

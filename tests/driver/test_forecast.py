@@ -11,9 +11,10 @@ import torch
 from tiny import SCORED, write_job
 
 from shapray.cluster.needs import workers_here
-from shapray.config import Prune, load_job
+from shapray.config import Explain, Prune, load_job
 from shapray.driver.budget import Choice, fitting
 from shapray.driver.cutting_costs import CuttingCosts
+from shapray.driver.explaining_costs import ExplainingCosts
 from shapray.driver.forecast import Forecast, make_forecast
 from shapray.driver.prediction import makespan
 from shapray.driver.preview import parse_time
@@ -269,6 +270,24 @@ def test_criteria_repairs_and_searches_have_their_price(forecast):
     fast, plain = (seconds(costs(forecast, **{key: 0.5}).latency()) for key in ("latency", "macs"))
     assert plain >= 4
     assert fast > plain + 4 * 8
+
+
+def test_explaining_takes_longer_where_images_have_few_units(forecast):
+    """These are sampled over and over, to hold the samples against what is exact."""
+    cutting = costs(forecast)
+    setup = cutting.planned.setup
+    job = setup.job.model_copy(update={"explain": Explain(images=8)})
+
+    def of(n_active):
+        survey = replace(forecast.survey, n_active=np.full_like(forecast.survey.n_active, n_active))
+        planned = replace(cutting.planned, setup=replace(setup, job=job))
+        found = CuttingCosts(planned, survey, cutting.permutations)
+        return seconds(ExplainingCosts(found, [1.0] * len(setup.groups)).parts())
+
+    assert (
+        seconds(ExplainingCosts(cutting, [1.0] * len(setup.groups)).parts()) == 0
+    )  # not asked for
+    assert of(8) > 1.2 * of(32) > 0
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
