@@ -32,6 +32,7 @@ from shapray.driver.prices import (
     is_piloted,
     pilot_images,
     rounded,
+    taken_at_first,
 )
 from shapray.driver.tasks import inspect_tasks, slices
 from shapray.errors import ClusterError, JobError
@@ -149,11 +150,8 @@ class Forecast:
         self.planned, self.survey, self.planning = planned, survey, planning
         self.n_workers, self.where = n_workers, where
         self.at = functools.cache(self._at)
-        job, n_images = planned.setup.job, len(planned.setup.calibration)
-        self.n_rankings, self.repaired = compared_networks(job.prune)
-        n_active = np.zeros((n_images, len(planned.setup.groups)), np.int32)
-        n_active[survey.images] = survey.n_active
-        check_exact(planned, n_active)
+        self.n_rankings, self.repaired = compared_networks(planned.setup.job.prune)
+        check_exact(planned, survey.n_active, survey.images.tolist())
 
     def _at(self, permutations: int | str, n_images: int | None = None) -> Prediction:
         """The job at a price.
@@ -180,7 +178,14 @@ class Forecast:
         n_further = setup.job.prune.rounds - 1
         n_shards = sum(len(group.tasks) for group in groups) / len(groups)
         aggregated = n_shards * sum(cost.aggregate for cost in costs)
-        inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
+        inspected = [
+            look * task.cost
+            for name, images in (
+                ("calibration", planned.setup.calibration),
+                ("evaluation", setup.evaluation),
+            )
+            for task in inspect_tasks(name, len(images))
+        ]
         return Prediction(
             groups=groups,
             driver={
@@ -225,7 +230,7 @@ class Forecast:
     def _pilots(self) -> np.ndarray:
         """Seconds of each group's."""
         setup, survey = self.planned.setup, self.survey
-        n_images = len(pilot_images(setup.calibration.labels, len(setup.calibration)))
+        n_images = len(pilots_on(self.planned))
         seconds = []
         for column, group in enumerate(setup.groups):
             n_active = np.full(n_images, survey.n_active[:, column].mean())
@@ -292,6 +297,13 @@ class Forecast:
         )
 
 
+def pilots_on(planned: Plan) -> tuple[int, ...]:
+    """Places of the images that the pilots look at."""
+    calibration, job = planned.setup.calibration, planned.setup.job
+    n_images = len(calibration)
+    return pilot_images(calibration.labels, n_images, taken_at_first(job, n_images))
+
+
 def n_coalitions(
     n_players: Sequence[int], permutations: Sequence[int], by: str, seeds: Sequence[int]
 ) -> np.ndarray:
@@ -326,11 +338,11 @@ def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:
     planned = plan(open_inputs(job, RunDirectory(job.output)))
     planning = time.monotonic() - start
     threads = torch.get_num_threads()
-    calibration = planned.setup.calibration
-    n_images = len(calibration)
+    n_images = len(planned.setup.calibration)
     is_told = job.score.estimator != "exact" and n_images >= FEWEST_IMAGES
-    images = pilot_images(calibration.labels, n_images) if is_told else ()
-    make, task = functools.partial(Surveyor, planned.setup), SurveyTask(tuple(permutations), images)
+    images = pilots_on(planned) if is_told else ()
+    make = functools.partial(Surveyor, planned.setup)
+    task = SurveyTask(tuple(permutations), taken_at_first(job, n_images), images)
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
     found: list[Survey] = []
     try:

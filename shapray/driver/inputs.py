@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shapray.config import Job
+from shapray.driver.prices import taken_at_first
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet, check_disjoint, check_labels, open_images
 from shapray.inputs.model import build_model
@@ -55,7 +56,8 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
             "data.evaluation: these images have no labels, and accuracy is measured on them; "
             "set data.evaluation.label_column"
         )
-    check_disjoint(calibration, evaluation)
+    n_taken = taken_at_first(job, len(calibration))  # others are looked at if they are taken
+    check_disjoint(calibration.first(n_taken), evaluation)
     if job.data.calibration.source == job.data.evaluation.source == "imagefolder":
         _check_classes(calibration, evaluation)
     images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))

@@ -138,18 +138,20 @@ def _scoring(inputs: Inputs) -> tuple[Setup, tuple[Group, ...], dict[str, int], 
     return setup, groups, tail_macs, images[:1]
 
 
-def check_exact(plan: Plan, n_active: np.ndarray) -> None:
+def check_exact(plan: Plan, n_active: np.ndarray, places: Sequence[int]) -> None:
     """If all values are asked to be exact, they can be.
 
     Args:
-        n_active: (n_images, n_groups), of the calibration images and the groups to score.
+        n_active: (n_images, n_groups), of some calibration images and the groups to score.
+        places: (n_images,), which images they are.
     Raises:
         JobError: names the image with the most active units.
     """
     if plan.setup.job.score.estimator == "exact":
         groups = [group.name for group in plan.setup.groups]
         try:
-            check_enumerable(n_active, plan.setup.calibration.ids, groups)
+            ids = [plan.setup.calibration.ids[place] for place in places]
+            check_enumerable(n_active, ids, groups)
         except ValueError as error:
             raise JobError(f"score.estimator: {error}") from error
 

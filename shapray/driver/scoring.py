@@ -2,25 +2,27 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from shapray.cluster.pool import Counts, Failure
+from shapray.cluster.pool import Counts
 from shapray.driver import prices as pricing
 from shapray.driver import summary
 from shapray.driver.crew import Crew
+from shapray.driver.failures import stop_if_failed
+from shapray.driver.inspecting import inspected_further
 from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
-from shapray.driver.plan import Plan, check_exact, groups_table
-from shapray.driver.prices import FIRST_IMAGES, TARGET_ERROR, GroupPrice, rounded
+from shapray.driver.plan import Plan, groups_table
+from shapray.driver.prices import TARGET_ERROR, GroupPrice, rounded
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record
 from shapray.driver.resume import missing_tasks, shard_reader
-from shapray.driver.tasks import inspect_tasks, score_tasks
-from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.driver.tasks import score_tasks
+from shapray.errors import StorageError
 from shapray.shapley.game import NonFiniteValue
 from shapray.storage import names
 from shapray.storage.aggregate import aggregate_group
@@ -28,9 +30,6 @@ from shapray.storage.certainty import Certainty, percent
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
 from shapray.storage.shards import UnsoundShard, publish_columns
 from shapray.worker.tasks import Receipt, ScoreTask
-
-# Stages whose tasks' results are kept, each for itself.
-PIECEMEAL = ("score", "criterion", "losses", "explain")
 
 GROWTH = 4  # with images to spare: how much a step may add
 
@@ -86,10 +85,11 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
     missing = [group for group in setup.groups if group.name not in known]
     if not missing:
         return {group.name: known[group.name] for group in setup.groups}
+    n_first = pricing.taken_at_first(setup.job, n_images)
     found, failures = pricing.chosen(
         missing,
         planned.tail_macs,
-        setup.calibration.labels,
+        pricing.pilot_images(setup.calibration.labels, n_images, n_first),
         n_images,
         score,
         precision,
@@ -103,43 +103,10 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
             f"{failure.task} is the usual one, {pricing.USUAL.permutations} permutations: "
             f"{failure.message}"
         )
-    if to_spare:
-        n_first = min(n_images, rounded(FIRST_IMAGES, setup.job.cluster.images_per_task))
-        found = {name: replace(one, n_images=n_first) for name, one in found.items()}
+    found = {name: replace(one, n_images=n_first) for name, one in found.items()}
     prices = {group.name: (known | found)[group.name] for group in setup.groups}
-    pricing.publish_prices(setup.store, prices, fingerprint)
+    pricing.publish_prices(setup.store, prices, fingerprint, setup.calibration)
     return prices
-
-
-def inspected(
-    crew: Crew, planned: Plan, sets: Sequence[str] = ("calibration", "evaluation")
-) -> np.ndarray:
-    """Every image of the sets read once; returns the active units of the calibration images,
-    (n_images, n_groups).
-
-    Raises:
-        JobError: one cannot be read, or values that are to be exact cannot be.
-    """
-    n_active = np.zeros((len(planned.setup.calibration), len(planned.setup.groups)), np.int32)
-
-    tasks = [task for task in inspect_tasks(planned) if task.images in sets]
-
-    def receive(inspection: Any) -> None:
-        task = inspection.task
-        if task.images == "calibration":
-            n_active[task.first : task.last] = inspection.n_active
-
-    failures = crew.do("inspect", tasks, receive)
-    nothing_failed("inspect", failures)
-    check_exact(planned, n_active)
-    return n_active
-
-
-def nothing_failed(stage: str, failures: Sequence[Failure]) -> None:
-    for failure in sorted(failures, key=lambda failure: not failure.is_job_error):
-        if failure.is_job_error:
-            raise JobError(failure.message)
-        raise TasksFailed(f"{stage}: {failure.message}\n{failure.traceback}")
 
 
 def _score(
@@ -178,8 +145,12 @@ def _score(
         grown = _grown(planned, tasks, prices) if to_spare else prices
         if grown == prices:
             return tasks
+        before, last = (max(one.n_images for one in of.values()) for of in (prices, grown))
+        if last > before:  # sound before anyone relies on them
+            more = inspected_further(crew, planned, before, last)
+            n_active = None if n_active is None else np.concatenate([n_active, more])
         prices |= grown
-        pricing.publish_prices(planned.setup.store, prices, fingerprint)
+        pricing.publish_prices(planned.setup.store, prices, fingerprint, planned.setup.calibration)
 
 
 def _do(
@@ -258,25 +229,6 @@ def _say_of_target(
         f"groups with the {n_images:,} calibration images there are; {worst} is at "
         f"{percent(missed[worst].total)} of the spread of its scores; to meet it takes {about}"
     )
-
-
-def stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None:
-    if failures:
-        record.set_aside(stage, failures)
-        shown = sorted(failures, key=lambda failure: str(failure.task))[:20]
-        lines = [f"  {failure.task}: {failure.message}" for failure in shown]
-        if len(failures) > len(shown):
-            lines.append(f"  and {len(failures) - len(shown)} more")
-        again = "what was done is kept, and the same command does only the rest"
-        if stage not in PIECEMEAL:
-            again = (
-                "scores, criteria, losses and explanations of groups are kept, and the same "
-                "command does this stage anew"
-            )
-        raise TasksFailed(
-            f"stage {stage}: {len(failures)} task{'s' * (len(failures) > 1)} failed (tracebacks "
-            f"in {record.store.shown}/run.json); {again}:\n" + "\n".join(lines)
-        )
 
 
 def _aggregate(
