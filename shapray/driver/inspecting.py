@@ -15,9 +15,11 @@ from shapray.worker.tasks import InspectTask
 
 
 def inspected(crew: Crew, planned: Plan, *, evaluation: bool = True) -> np.ndarray:
-    """Every calibration image that the run has taken so far read once, and every evaluation image
-    if they are to be; returns the active units of the calibration images, (n_images, n_groups).
+    """Every calibration image that the run has taken so far read once, and all that measure
+    something if they are to be.
 
+    Returns:
+        the active units of the calibration images, (n_images, n_groups).
     Raises:
         JobError: one cannot be read, or values that are to be exact cannot be.
     """
@@ -26,6 +28,8 @@ def inspected(crew: Crew, planned: Plan, *, evaluation: bool = True) -> np.ndarr
     tasks = inspect_tasks("calibration", n_taken)
     if evaluation:
         tasks += inspect_tasks("evaluation", len(setup.evaluation))
+        if setup.held_back is not None and n_taken < len(setup.calibration):
+            tasks += inspect_tasks("held_back", len(setup.held_back))
     return _inspected(crew, planned, tasks, range(n_taken))
 
 

@@ -102,6 +102,22 @@ def test_images_that_are_not_taken_stay_closed(spared, memory):
     assert prune_main([OUTPUT, "prune.ratio=0.4", "--name", "again"]) == 0
 
 
+def test_a_size_is_searched_on_images_enough_however_few_are_taken(spared, memory, capsys):
+    asked, _ = spared
+    asked = [*asked, "score.target_error=0.9", "prune.ratio=null", "prune.repair=[least_squares]"]
+    assert main([*asked, "prune.min_accuracy=0.5"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert set(memory.read_table("scores.parquet")["n_images"].to_pylist()) == {64}
+    found = re.search(
+        r"min_accuracy: 0.5 takes ([\d.]+)% of the multiply-adds, measured on (\d+)", said
+    )
+    assert float(found[1]) < 100
+    assert int(found[2]) == ALL // 5
+    # a cut anew searches on the same images
+    assert prune_main([OUTPUT, "--name", "again"]) == 0
+    assert found[0] in " ".join(capsys.readouterr().out.split())
+
+
 def test_images_that_are_taken_later_are_looked_at_then(spared, memory, capsys):
     asked, files = spared
     asked = [*asked, "score.target_error=0.05"]
