@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,15 +19,14 @@ from shapray.driver.plan import Plan, groups_table
 from shapray.driver.prices import TARGET_ERROR, GroupPrice, rounded
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record
-from shapray.driver.resume import missing_tasks, shard_reader
+from shapray.driver.resume import missing_tasks
+from shapray.driver.tables import ScoreTables
 from shapray.driver.tasks import score_tasks
-from shapray.errors import StorageError
 from shapray.shapley.game import NonFiniteValue
 from shapray.storage import names
-from shapray.storage.aggregate import aggregate_group
 from shapray.storage.certainty import Certainty, percent
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
-from shapray.storage.shards import UnsoundShard, publish_columns
+from shapray.storage.shards import publish_columns
 from shapray.worker.tasks import Receipt, ScoreTask
 
 GROWTH = 4  # with images to spare: how much a step may add
@@ -70,10 +68,11 @@ def scored(
         publish_columns(store, [group.name for group in planned.setup.groups])
     with record.stage("score") as entry:
         prices = _priced(crew, planned, precision, record)
-        done = _score(crew, planned, n_active, prices, precision, record, entry)
-    totals, certainties = _aggregate(planned, done, record)
+        tables = ScoreTables(planned)
+        done = _score(crew, planned, n_active, prices, precision, tables, record, entry)
+    certainties = _aggregate(planned, done, tables, record)
     _say_of_target(crew, planned, prices, certainties)
-    return Scored(totals, prices, certainties)
+    return Scored(tables.totals, prices, certainties)
 
 
 def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[str, GroupPrice]:
@@ -115,11 +114,12 @@ def _score(
     n_active: np.ndarray | None,
     prices: dict[str, GroupPrice],
     precision: str,
+    tables: ScoreTables,
     record: Record,
     entry: dict[str, Any],
-) -> list[ScoreTask]:
-    """All tasks of the scores, done; with images to spare, as many as the target error takes:
-    `prices` has their numbers then.
+) -> dict[str, list[ScoreTask]]:
+    """Group -> its tasks, done, in image order; with images to spare, as many as the target error
+    takes: `prices` has their numbers then.
 
     Args:
         entry: of the stage, to which facts are added.
@@ -137,14 +137,17 @@ def _score(
         "evaluations": 0,
         "shard_bytes": 0,
     }
-    done: dict[ScoreTask, None] = {}  # in their order
+    done = set[ScoreTask]()
     while True:
         tasks = score_tasks(planned, n_active, prices, precision, fingerprint)
         _do(crew, planned, [task for task in tasks if task not in done], record, entry)
-        done |= dict.fromkeys(tasks)
-        grown = _grown(planned, tasks, prices) if to_spare else prices
+        done |= set(tasks)
+        by_group: dict[str, list[ScoreTask]] = {}
+        for task in tasks:
+            by_group.setdefault(task.group, []).append(task)
+        grown = _grown(planned, by_group, tables, prices) if to_spare else prices
         if grown == prices:
-            return tasks
+            return by_group
         before, last = (max(one.n_images for one in of.values()) for of in (prices, grown))
         if last > before:  # sound before anyone relies on them
             more = inspected_further(crew, planned, before, last)
@@ -192,16 +195,19 @@ def _do(
 
 
 def _grown(
-    planned: Plan, tasks: list[ScoreTask], prices: dict[str, GroupPrice]
+    planned: Plan,
+    tasks: dict[str, list[ScoreTask]],
+    tables: ScoreTables,
+    prices: dict[str, GroupPrice],
 ) -> dict[str, GroupPrice]:
     """The same prices with more images for the groups whose error is above the target."""
     setup = planned.setup
     target = setup.job.score.target_error or TARGET_ERROR
     n_all, step = len(setup.calibration), setup.job.cluster.images_per_task
     grown = {}
-    for name, (scores, _) in _tables(planned, tasks, lambda shard: None).items():
+    for name, of_group in tasks.items():
         found = prices[name]
-        missing = (Certainty.of(scores).total / target) ** 2  # times the images there are
+        missing = (tables.certainty(of_group).total / target) ** 2  # times the images there are
         if missing > 1:
             wanted = found.n_images * min(missing, GROWTH)
             found = replace(found, n_images=min(n_all, rounded(wanted, step)))
@@ -232,59 +238,19 @@ def _say_of_target(
 
 
 def _aggregate(
-    planned: Plan, tasks: list[ScoreTask], record: Record
-) -> tuple[summary.Totals, dict[str, Certainty]]:
+    planned: Plan, tasks: dict[str, list[ScoreTask]], tables: ScoreTables, record: Record
+) -> dict[str, Certainty]:
     """The score tables, and what they are worth."""
-    totals = summary.Totals()
-    n_images = max(task.last for task in tasks)
+    n_images = max(of[-1].last for of in tasks.values())
     with record.stage("aggregate"):
-        tables = _tables(planned, tasks, totals.add)
+        scores, classes = zip(*(tables.taken(of) for of in tasks.values()), strict=True)
         store = planned.setup.store
-        scores = with_kept_criteria(
-            pa.concat_tables([scores for scores, _ in tables.values()]),
+        kept = with_kept_criteria(
+            pa.concat_tables(scores),
             table_if_sound(store, names.SCORES),
             made_of(record.content["fingerprint"], planned.setup.job.cluster, n_images),
         )
-        store.publish_table(names.SCORES, [scores], scores.schema)
+        store.publish_table(names.SCORES, [kept], kept.schema)
         if planned.setup.calibration.labels is not None:
-            classes = [by_class for _, by_class in tables.values()]
             store.publish_table(names.CLASS_SCORES, classes, CLASS_SCORES)
-    return totals, {name: Certainty.of(scores) for name, (scores, _) in tables.items()}
-
-
-def _tables(
-    planned: Plan, tasks: list[ScoreTask], on_shard: Callable[[pa.Table], None]
-) -> dict[str, tuple[pa.Table, pa.Table]]:
-    """Group -> its rows of both score tables; its shards are read in image order, one at a time.
-
-    Raises:
-        StorageError: a shard is not what its task has left.
-    """
-    read = shard_reader(planned)
-    by_group: dict[str, list[ScoreTask]] = {}
-    for task in tasks:
-        by_group.setdefault(task.group, []).append(task)
-
-    def shards(group: str) -> Iterable[pa.Table]:
-        for task in by_group[group]:
-            shard = read(task)
-            on_shard(shard)
-            yield shard
-
-    calibration, limit = planned.setup.calibration, planned.setup.job.data.calibration.limit
-
-    def balanced(group: str) -> bool:
-        """Of all images there are nobody has fixed how many are of each label."""
-        taken = by_group[group][-1].last
-        return calibration.balanced and (limit != "auto" or taken < len(calibration))
-
-    try:
-        return {
-            name: aggregate_group(name, group.n_units, shards(name), balanced(name))
-            for group in planned.setup.groups
-            for name in [group.name]
-        }
-    except UnsoundShard as error:
-        raise StorageError(
-            f"a shard changed while the run was going: {error}; the same command computes it again"
-        ) from error
+    return dict(zip(tasks, map(Certainty.of, scores), strict=True))

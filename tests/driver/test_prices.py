@@ -16,6 +16,7 @@ from shapray.driver.prices import GroupPrice, publish_prices, read_prices
 from shapray.inputs.images import open_images
 from shapray.run import main
 from shapray.shapley.pilot import Price
+from shapray.storage.aggregate import aggregate_group
 from shapray.storage.run_directory import RunDirectory
 from shapray.storage.shards import list_shards
 
@@ -64,6 +65,12 @@ def test_images_are_taken_until_the_error_is_met(tmp_path, memory, capsys):
         spread = rows["mean"].var(ddof=0) - (rows["total_error"] ** 2).mean()
         met = (rows["total_error"] ** 2).mean() <= 0.3**2 * spread
         assert met or n_images == ALL
+    # bit by bit it comes to the same as all at once
+    shards = [memory.read_table(path) for path in sorted(list_shards(memory))]
+    n_units = len(shards[0]["active"][0])
+    n_images = sum(map(len, shards))
+    at_once, _ = aggregate_group("conv3", n_units, shards, balanced=n_images < ALL)
+    assert memory.read_table("scores.parquet").select(at_once.column_names).equals(at_once)
     before = {path: memory.read(path) for path in list_shards(memory)}
 
     # the same command finds all of it done, and a cut anew takes the same images
