@@ -24,15 +24,12 @@ from shapray.driver.explaining_costs import ExplainingCosts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
 from shapray.driver.prices import (
-    FIRST_IMAGES,
-    TARGET_ERROR,
     GroupPrice,
-    as_asked,
-    by_pilot,
+    decided,
     is_piloted,
     pilot_images,
-    rounded,
     taken_at_first,
+    taken_at_last,
 )
 from shapray.driver.tasks import inspect_tasks, slices
 from shapray.errors import ClusterError, JobError
@@ -40,7 +37,7 @@ from shapray.pruning.cuts import compared_networks
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
-from shapray.shapley.pilot import FEWEST_IMAGES, USUAL, Price
+from shapray.shapley.pilot import FEWEST_IMAGES
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.costs import Survey
 from shapray.worker.survey import Surveyor, SurveyTask
@@ -209,23 +206,11 @@ class Forecast:
         )
 
     def _price(self, group: str, permutations: int | str, n_images: int | None) -> GroupPrice:
-        setup = self.planned.setup
-        score, n_all = setup.job.score, len(setup.calibration)
-        to_spare = setup.job.data.calibration.limit == "auto" and n_images is None
-        pilot = self.survey.pilots.get(group)
-        price = USUAL if permutations == "auto" else Price(int(permutations))
-        if pilot is None:
-            found = GroupPrice(price, n_all)
-        elif permutations == "auto" and is_piloted(score, n_all):
-            found = by_pilot(score, pilot, n_all, to_spare)
-        else:
-            found = as_asked(price, pilot, n_all)
-        if to_spare:
-            wanted = found.images_for(score.target_error or TARGET_ERROR)
-            n_images = n_all
-            if wanted < n_all:  # neither infinite nor unknown
-                n_images = rounded(max(FIRST_IMAGES, wanted), setup.job.cluster.images_per_task)
-        return replace(found, n_images=min(n_all, n_images or n_all))
+        job, n_all = self.planned.setup.job, len(self.planned.setup.calibration)
+        score = job.score.model_copy(update={"permutations": permutations})
+        to_spare = job.data.calibration.limit == "auto" and n_images is None
+        found = decided(score, self.survey.pilots.get(group), n_all, to_spare)
+        return replace(found, n_images=n_images or taken_at_last(job, found, n_all))
 
     def _pilots(self) -> np.ndarray:
         """Seconds of each group's."""

@@ -90,20 +90,22 @@ def pilot_images(labels: Tensor | None, n_images: int, n_first: int) -> tuple[in
     return tuple(spread(None if labels is None else labels[:n_first], n_first, n).tolist())
 
 
-def by_pilot(score: Score, found: Pilot, n_images: int, to_spare: bool) -> GroupPrice:
-    """A group's price.
+def decided(score: Score, found: Pilot | None, n_images: int, to_spare: bool) -> GroupPrice:
+    """A group's price: what the job says, or where it leaves that open what a pilot tells.
 
     Args:
+        found: by a pilot; None if there was none.
         n_images: that there are.
         to_spare: how many of them are taken goes by the error that is left.
     """
+    usual = usual_price(score)
+    if found is None:
+        return GroupPrice(usual, n_images)
+    if not is_piloted(score, n_images):
+        sampling = found.sampling_at(usual)
+        return GroupPrice(usual, n_images, found.variance, sampling, found.spread)
     option = found.best() if to_spare else found.least(n_images, score.target_error)
     return GroupPrice(option.price, n_images, found.variance, option.variance, found.spread)
-
-
-def as_asked(price: Price, found: Pilot, n_images: int) -> GroupPrice:
-    """A price that was not chosen, and what a pilot says of it."""
-    return GroupPrice(price, n_images, found.variance, found.sampling_at(price), found.spread)
 
 
 def chosen(
@@ -125,10 +127,10 @@ def chosen(
         places: of the images that a pilot looks at.
         n_images: that there are.
         run: has tasks done; calls what it is given with each result.
-        to_spare: see `by_pilot`.
+        to_spare: see `decided`.
     """
-    usual = GroupPrice(usual_price(score), n_images)
-    prices = {group.name: usual for group in groups}
+    without_pilot = decided(score, None, n_images, to_spare)
+    prices = {group.name: without_pilot for group in groups}
     if not is_piloted(score, n_images):
         return prices, []
     tasks = [
@@ -138,7 +140,7 @@ def chosen(
     ]
 
     def receive(piloted: Piloted) -> None:
-        prices[piloted.task.group] = by_pilot(score, piloted.pilot, n_images, to_spare)
+        prices[piloted.task.group] = decided(score, piloted.pilot, n_images, to_spare)
 
     return prices, run(tasks, receive)
 
@@ -146,6 +148,23 @@ def chosen(
 def rounded(n_images: float, images_per_task: int) -> int:
     """To whole tasks, so that the tasks of fewer images are among those of more."""
     return math.ceil(n_images / images_per_task) * images_per_task
+
+
+def target_error(job: Job) -> float | None:
+    """The total error of a score that is enough; None: nobody said."""
+    to_spare = job.data.calibration.limit == "auto"
+    return job.score.target_error or (TARGET_ERROR if to_spare else None)
+
+
+def taken_at_last(job: Job, found: GroupPrice, n_images: int) -> int:
+    """How many of the images that there are a group will have taken, by what its pilot told."""
+    target = target_error(job)
+    if job.data.calibration.limit != "auto" or target is None:
+        return n_images
+    wanted = found.images_for(target)
+    if not wanted < n_images:  # infinite or unknown, too
+        return n_images
+    return min(n_images, rounded(max(FIRST_IMAGES, wanted), job.cluster.images_per_task))
 
 
 def taken_at_first(job: Job, n_images: int) -> int:

@@ -16,7 +16,7 @@ from shapray.driver.failures import stop_if_failed
 from shapray.driver.inspecting import inspected_further
 from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
 from shapray.driver.plan import Plan, groups_table
-from shapray.driver.prices import TARGET_ERROR, GroupPrice, rounded
+from shapray.driver.prices import GroupPrice, rounded, target_error
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record
 from shapray.driver.resume import missing_tasks
@@ -202,7 +202,8 @@ def _grown(
 ) -> dict[str, GroupPrice]:
     """The same prices with more images for the groups whose error is above the target."""
     setup = planned.setup
-    target = setup.job.score.target_error or TARGET_ERROR
+    target = target_error(setup.job)
+    assert target is not None, "with images to spare there is one"
     n_all, step = len(setup.calibration), setup.job.cluster.images_per_task
     grown = {}
     for name, of_group in tasks.items():
@@ -220,8 +221,7 @@ def _say_of_target(
 ) -> None:
     """Which groups miss the target error, and what would meet it."""
     job, n_images = planned.setup.job, len(planned.setup.calibration)
-    to_spare = job.data.calibration.limit == "auto"
-    target = job.score.target_error or (TARGET_ERROR if to_spare else None)
+    target = target_error(job)
     if target is None:
         return
     missed = {name: one for name, one in found.items() if one.total > target}
