@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from shapray.engine.arithmetic import float32_products
 from shapray.engine.network_game import NetworkSplit
 from shapray.engine.precision import choose_precision
 from shapray.engine.trace import fold
@@ -93,6 +94,7 @@ class Scorer:
         return self._splits[key]
 
 
+@float32_products()  # of the fits; a tail that is to have others says so
 def score_images(
     split: NetworkSplit,
     images: Tensor,
