@@ -108,7 +108,13 @@ class Worker:
         evaluating = time.monotonic() - before
         table = shard_table(task.group, ids, labels, estimates)
         n_bytes = publish_shard(
-            self.setup.store, task.group, task.first, task.last, table, task.fingerprint
+            self.setup.store,
+            task.group,
+            task.first,
+            task.last,
+            table,
+            task.fingerprint,
+            str(task.price),
         )
         return Receipt(
             task=task,

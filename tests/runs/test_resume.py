@@ -123,7 +123,7 @@ def test_torn_foreign_and_changed_shards_are_computed_again(finished, copied, tm
     (output / flipped).write_bytes(data)
     stranger = RunDirectory(str(output))
     table = pq.read_table(output / foreign)
-    publish_shard(stranger, table["group"][0].as_py(), 0, len(table), table, "0" * 64)
+    publish_shard(stranger, table["group"][0].as_py(), 0, len(table), table, "0" * 64, "")
     other = shard_path(table["group"][0].as_py(), 0, len(table))
     untouched = {k: v for k, v in shards(output).items() if k not in {torn, flipped, other}}
 
