@@ -71,10 +71,12 @@ class Scorer:
     def folded(self) -> nn.Module:
         return fold(self.model, self.example)
 
-    def choose_precision(self) -> str:
-        """One of `precision`, by measuring on this device."""
+    def choose_precision(self, sampling: Sampling) -> str:
+        """One of `precision`, by measuring on this device; see there."""
         groups = list(self.groups.values())
-        return choose_precision(self.folded, groups, self.example, self.device, self.memory)
+        return choose_precision(
+            self.folded, groups, self.example, self.device, self.memory, sampling=sampling
+        )
 
     def split(self, group: str, precision: str) -> NetworkSplit:
         """The network prepared for a group."""

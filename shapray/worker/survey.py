@@ -123,6 +123,7 @@ class Surveyor:
             self.example,
             self.device,
             job.cluster.memory_per_worker,
+            sampling=job.score,
         )
 
     def _evaluation(self, images: Tensor) -> tuple[float, float]:

@@ -76,7 +76,7 @@ class Worker:
 
     def choose_precision(self, task: PrecisionTask) -> str:
         """float32, tf32 or bfloat16, by measuring on this worker's device."""
-        return self.scorer.choose_precision()
+        return self.scorer.choose_precision(self.setup.job.score)
 
     def pilot(self, task: PilotTask) -> Piloted:
         """What some images tell of a group.
