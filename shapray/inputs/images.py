@@ -278,10 +278,16 @@ def _balanced_subset(ids: list[str], labels: list[int] | None, limit: int, seed:
 
 
 def _balanced_order(ids: list[str], labels: list[int] | None, seed: int) -> list[int]:
-    """Positions of all images, one of each class after the other while there are any."""
+    """Positions of all images, one of each class after the other while there are any. Which class
+    comes first in a turn is chance: the first ones of many classes are to be like all."""
     ranked = _ranked_in_classes(ids, labels, seed)
-    turns = itertools.zip_longest(*(positions for _, positions in sorted(ranked.items())))
-    return [position for turn in turns for position in turn if position is not None]
+    rank = _ranks(ids, seed)
+    turns = itertools.zip_longest(*ranked.values())
+    return [
+        position
+        for turn in turns
+        for position in sorted((p for p in turn if p is not None), key=rank.__getitem__)
+    ]
 
 
 def _ranked_in_classes(ids: list[str], labels: list[int] | None, seed: int) -> dict[int, list[int]]:
@@ -290,8 +296,12 @@ def _ranked_in_classes(ids: list[str], labels: list[int] | None, seed: int) -> d
     members: dict[int, list[int]] = {}
     for position in range(len(ids)):
         members.setdefault(0 if labels is None else labels[position], []).append(position)
-    rank = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in ids]
+    rank = _ranks(ids, seed)
     return {label: sorted(of, key=rank.__getitem__) for label, of in members.items()}
+
+
+def _ranks(ids: list[str], seed: int) -> list[bytes]:
+    return [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in ids]
 
 
 def _by(size: Sequence[int]) -> str:
