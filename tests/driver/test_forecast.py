@@ -233,7 +233,9 @@ def costs(forecast, **settings):
     """Of what comes behind the scores, with other settings of the section `prune`."""
     job = forecast.planned.setup.job
     prune = Prune(**{"criteria": [], "repair": []} | settings)
-    setup = replace(forecast.planned.setup, job=job.model_copy(update={"prune": prune}))
+    job = job.model_copy(update={"prune": prune})
+    held_back = forecast.planned.setup.calibration.first(4) if prune.min_accuracy else None
+    setup = replace(forecast.planned.setup, job=job, held_back=held_back)
     return CuttingCosts(
         replace(forecast.planned, setup=setup),
         forecast.survey,
