@@ -30,7 +30,7 @@ from shapray.config import Cluster, Score
 from shapray.driver.console import PlainConsole
 from shapray.driver.inputs import CHECK_IMAGES
 from shapray.driver.plan import groups_table
-from shapray.driver.prices import chosen, is_piloted
+from shapray.driver.prices import chosen, is_piloted, pilot_images
 from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.choose import choose_groups
@@ -168,11 +168,12 @@ class Prepared:
             stack.enter_context(_threads_kept())
             pool = stack.enter_context(open_pool(make, cluster, in_process=self.in_process))
             precision = _precision(pool, asked)
+            n_images = len(self.images)
             prices, failures = chosen(
                 scored,
                 self.tail_macs,
-                self.images.labels,
-                len(self.images),
+                pilot_images(self.images.labels, n_images, n_images),
+                n_images,
                 asked,
                 precision,
                 functools.partial(pool.run, "pilot"),

@@ -66,7 +66,7 @@ def write(folder: str, n_images: int) -> str:
     for group, n_units in N_UNITS.items():
         for first, last in _slices(group, n_images):
             table = _shard(random, group, n_units, first, last)
-            publish_shard(store, group, first, last, table, "simulated")
+            publish_shard(store, group, first, last, table, "simulated", "")
     store.publish_table(names.GROUPS, [_groups()], GROUPS)
     store.publish_table(f"{names.CUTS}/{names.CURVE}", [CURVE.empty_table()], CURVE)
     store.publish_json(names.RUN, {"name": "simulated", "job": {}, "stages": {}})

@@ -277,7 +277,8 @@ def resnet50_times() -> tuple[dict[ScoreTask, float], dict[str, float]]:
     }
     sections["data"]["transform"] |= size
     planned = plan(open_inputs(resnet20_job(**sections), RunDirectory("memory://simulation")))
-    survey = Surveyor(planned.setup, "cpu").survey(SurveyTask((2, 4)))
+    asked = SurveyTask((2, 4), len(planned.setup.calibration))
+    survey = Surveyor(planned.setup, "cpu").survey(asked)
     setup, score = planned.setup, planned.setup.job.score
     random = np.random.default_rng(0)
     n_images = len(setup.calibration)

@@ -18,12 +18,13 @@ from shapray.credentials import is_hidden
 from shapray.driver import summary
 from shapray.driver.crew import Crew
 from shapray.driver.cutting import Cutting
+from shapray.driver.failures import nothing_failed
 from shapray.driver.fingerprint import check_same_job, comparable, fingerprint_parts
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
+from shapray.driver.prices import check_taken
 from shapray.driver.record import earlier_run, now
 from shapray.driver.reporting import show_report
-from shapray.driver.scoring import nothing_failed
 from shapray.errors import JobError
 from shapray.inputs.digest import digest
 from shapray.storage import names
@@ -58,6 +59,7 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     assert earlier is not None
     there, here = earlier.parts, fingerprint_parts(inputs, earlier.precision)
     check_same_job(comparable(there, here), comparable(here, there), store.shown)
+    check_taken(job, store, inputs.calibration, inputs.evaluation)
     if job.data.calibration.limit == "auto":  # the others took part in nothing
         n_images = pc.max(store.read_table(names.SCORES)["n_images"]).as_py()
         inputs = replace(inputs, calibration=inputs.calibration.first(n_images))

@@ -14,7 +14,7 @@ from shapray.driver.plan import Plan
 from shapray.driver.targets import LATENCY_BATCHES, LATENCY_STEPS, STEPS
 from shapray.driver.tasks import evaluated_slices
 from shapray.network.group import Group
-from shapray.pruning.cuts import HELD_BACK, SEARCHED, compared_networks
+from shapray.pruning.cuts import compared_networks
 from shapray.pruning.latency import FEWEST, LONGEST, WARM_UP
 from shapray.pruning.ranking import needed_criteria
 from shapray.pruning.repair.curves import CURVE_IMAGES, counts
@@ -140,11 +140,12 @@ class CuttingCosts:
 
     def search(self) -> list[Part]:
         """One network after another, measured on the images that are held back."""
-        if self.prune.target[0] not in SEARCHED:
+        held_back = self.planned.setup.held_back
+        if held_back is None:
             return []
-        n_held_back = self.n_images // HELD_BACK
+        n_held_back = len(held_back)
         measured = n_held_back * (self.survey.load + self.survey.forward)  # the whole one's, too
-        made = self.survey.network + self.repair(self.n_images - n_held_back)
+        made = self.survey.network + self.repair(self.n_images)
         return [(0.0, np.array([measured + STEPS * (made + measured)]))]
 
     def latency(self) -> list[Part]:

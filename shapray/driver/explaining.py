@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from shapray.config import Prune
 from shapray.driver.crew import Crew
 from shapray.driver.explanations import Explanations, forget
+from shapray.driver.failures import stop_if_failed
 from shapray.driver.plan import Plan
 from shapray.driver.record import Record
-from shapray.driver.scoring import stop_if_failed
 from shapray.driver.tasks import slices
 from shapray.explain.activations import Activations
 from shapray.explain.cards import that_fit

@@ -6,6 +6,7 @@ from typing import Any
 
 from shapray.credentials import recordable
 from shapray.driver.inputs import Inputs
+from shapray.driver.prices import taken_at_first
 from shapray.errors import JobError
 from shapray.inputs.digest import weights_digest
 from shapray.shapley.estimators import SAMPLING_VERSION
@@ -15,15 +16,16 @@ from shapray.storage.schemas import TABLE_FORMAT
 def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     """Everything that changes a score, by the job's key; its digest is the run's fingerprint.
 
-    `score.groups` is not in it: a shard belongs to one group, whichever others are scored.
+    `score.groups` is not in it: a shard belongs to one group, whichever others are scored. Nor is
+    the content of images that are not taken at first (`prices.check_taken` knows of it).
     """
-    job = inputs.job
+    job, n_images = inputs.job, len(inputs.calibration)
     score = job.score.model_dump(mode="json", exclude={"groups", "precision"})
     return {
         "model.factory": job.model.factory,
         "model.kwargs": recordable(job.model.kwargs),
         "model.weights": weights_digest(inputs.model),
-        "data.calibration": inputs.calibration.digest(),
+        "data.calibration": inputs.calibration.digest(taken_at_first(job, n_images)),
         **{f"score.{key}": value for key, value in score.items()},
         "score.precision": precision,
         "cluster.images_per_task": job.cluster.images_per_task,

@@ -24,14 +24,12 @@ from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import Plan, check_exact, plan
 from shapray.driver.prediction import GroupForecast, Prediction
 from shapray.driver.prices import (
-    FIRST_IMAGES,
-    TARGET_ERROR,
     GroupPrice,
-    as_asked,
-    by_pilot,
+    decided,
     is_piloted,
     pilot_images,
-    rounded,
+    taken_at_first,
+    taken_at_last,
 )
 from shapray.driver.tasks import inspect_tasks, slices
 from shapray.errors import ClusterError, JobError
@@ -39,7 +37,7 @@ from shapray.pruning.cuts import compared_networks
 from shapray.shapley.coalitions import antithetic_permutations, image_seed, repeated
 from shapray.shapley.estimators import is_exact
 from shapray.shapley.pairs import DrawnPairs, in_pairs
-from shapray.shapley.pilot import FEWEST_IMAGES, USUAL, Price
+from shapray.shapley.pilot import FEWEST_IMAGES
 from shapray.storage.run_directory import RunDirectory
 from shapray.worker.costs import Survey
 from shapray.worker.survey import Surveyor, SurveyTask
@@ -66,11 +64,8 @@ class Forecast:
         self.planned, self.survey, self.planning = planned, survey, planning
         self.n_workers, self.where = n_workers, where
         self.at = functools.cache(self._at)
-        job, n_images = planned.setup.job, len(planned.setup.calibration)
-        self.n_rankings, self.repaired = compared_networks(job.prune)
-        n_active = np.zeros((n_images, len(planned.setup.groups)), np.int32)
-        n_active[survey.images] = survey.n_active
-        check_exact(planned, n_active)
+        self.n_rankings, self.repaired = compared_networks(planned.setup.job.prune)
+        check_exact(planned, survey.n_active, survey.images.tolist())
 
     def _at(self, permutations: int | str, n_images: int | None = None) -> Prediction:
         """The job at a price.
@@ -97,7 +92,14 @@ class Forecast:
         n_further = setup.job.prune.rounds - 1
         n_shards = sum(len(group.tasks) for group in groups) / len(groups)
         aggregated = n_shards * sum(cost.aggregate for cost in costs)
-        inspected = [look * (task.last - task.first) for task in inspect_tasks(self.planned)]
+        inspected = [
+            look * task.cost
+            for name, images in (
+                ("calibration", planned.setup.calibration),
+                ("evaluation", setup.evaluation),
+            )
+            for task in inspect_tasks(name, len(images))
+        ]
         return Prediction(
             groups=groups,
             driver={
@@ -121,28 +123,16 @@ class Forecast:
         )
 
     def _price(self, group: str, permutations: int | str, n_images: int | None) -> GroupPrice:
-        setup = self.planned.setup
-        score, n_all = setup.job.score, len(setup.calibration)
-        to_spare = setup.job.data.calibration.limit == "auto" and n_images is None
-        pilot = self.survey.pilots.get(group)
-        price = USUAL if permutations == "auto" else Price(int(permutations))
-        if pilot is None:
-            found = GroupPrice(price, n_all)
-        elif permutations == "auto" and is_piloted(score, n_all):
-            found = by_pilot(score, pilot, n_all, to_spare)
-        else:
-            found = as_asked(price, pilot, n_all)
-        if to_spare:
-            wanted = found.images_for(score.target_error or TARGET_ERROR)
-            n_images = n_all
-            if wanted < n_all:  # neither infinite nor unknown
-                n_images = rounded(max(FIRST_IMAGES, wanted), setup.job.cluster.images_per_task)
-        return replace(found, n_images=min(n_all, n_images or n_all))
+        job, n_all = self.planned.setup.job, len(self.planned.setup.calibration)
+        score = job.score.model_copy(update={"permutations": permutations})
+        to_spare = job.data.calibration.limit == "auto" and n_images is None
+        found = decided(score, self.survey.pilots.get(group), n_all, to_spare)
+        return replace(found, n_images=n_images or taken_at_last(job, found, n_all))
 
     def _pilots(self) -> np.ndarray:
         """Seconds of each group's."""
         setup, survey = self.planned.setup, self.survey
-        n_images = len(pilot_images(setup.calibration.labels, len(setup.calibration)))
+        n_images = len(pilots_on(self.planned))
         seconds = []
         for column, group in enumerate(setup.groups):
             n_active = np.full(n_images, survey.n_active[:, column].mean())
@@ -209,6 +199,13 @@ class Forecast:
         )
 
 
+def pilots_on(planned: Plan) -> tuple[int, ...]:
+    """Places of the images that the pilots look at."""
+    calibration, job = planned.setup.calibration, planned.setup.job
+    n_images = len(calibration)
+    return pilot_images(calibration.labels, n_images, taken_at_first(job, n_images))
+
+
 def n_coalitions(
     n_players: Sequence[int], permutations: Sequence[int], by: str, seeds: Sequence[int]
 ) -> np.ndarray:
@@ -243,11 +240,11 @@ def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:
     planned = plan(open_inputs(job, RunDirectory(job.output)))
     planning = time.monotonic() - start
     threads = torch.get_num_threads()
-    calibration = planned.setup.calibration
-    n_images = len(calibration)
+    n_images = len(planned.setup.calibration)
     is_told = job.score.estimator != "exact" and n_images >= FEWEST_IMAGES
-    images = pilot_images(calibration.labels, n_images) if is_told else ()
-    make, task = functools.partial(Surveyor, planned.setup), SurveyTask(tuple(permutations), images)
+    images = pilots_on(planned) if is_told else ()
+    make = functools.partial(Surveyor, planned.setup)
+    task = SurveyTask(tuple(permutations), taken_at_first(job, n_images), images)
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
     found: list[Survey] = []
     try:

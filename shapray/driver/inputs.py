@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shapray.config import Job
+from shapray.driver.prices import taken_at_first
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet, check_disjoint, check_labels, open_images
 from shapray.inputs.model import build_model
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import ForwardError, probe
+from shapray.pruning.cuts import HELD_BACK, MOST_HELD_BACK, SEARCHED
+from shapray.pruning.repair.curves import shuffled
 from shapray.shapley.values import WITHOUT_LABELS, check_outputs
 from shapray.storage.run_directory import RunDirectory
 
@@ -24,6 +27,8 @@ class Inputs:
     Attributes:
         groups: all of the network; those that cannot be scored say why.
         n_classes: outputs of the network.
+        held_back: calibration images on which a target of the cut is measured; None if it needs
+            none.
     """
 
     job: Job
@@ -32,6 +37,7 @@ class Inputs:
     n_classes: int
     calibration: ImageSet
     evaluation: ImageSet
+    held_back: ImageSet | None
     store: RunDirectory
 
 
@@ -55,7 +61,11 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
             "data.evaluation: these images have no labels, and accuracy is measured on them; "
             "set data.evaluation.label_column"
         )
-    check_disjoint(calibration, evaluation)
+    n_taken = taken_at_first(job, len(calibration))  # others are looked at if they are taken
+    check_disjoint(calibration.first(n_taken), evaluation)
+    held_back = _held_back(job, calibration)
+    if held_back is not None and n_taken < len(calibration):
+        check_disjoint(held_back, evaluation)
     if job.data.calibration.source == job.data.evaluation.source == "imagefolder":
         _check_classes(calibration, evaluation)
     images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
@@ -75,7 +85,19 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
             f"data.class_names: {len(job.data.class_names)} names; the network has {n_classes} "
             "outputs, and each has one"
         )
-    return Inputs(job, model, tuple(groups), n_classes, calibration, evaluation, store)
+    return Inputs(job, model, tuple(groups), n_classes, calibration, evaluation, held_back, store)
+
+
+def _held_back(job: Job, calibration: ImageSet) -> ImageSet | None:
+    """A fifth of all images that there are, drawn from all: how many of them are taken for the
+    scores says nothing of how many a measurement needs."""
+    if job.prune.target[0] not in SEARCHED:
+        return None
+    n = len(calibration)
+    n_held_back = n // HELD_BACK
+    if job.data.calibration.limit == "auto":
+        n_held_back = min(n_held_back, MOST_HELD_BACK)
+    return calibration.some(shuffled(n)[n - n_held_back :].tolist())
 
 
 def class_names(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from shapray.driver.inputs import CHECK_IMAGES, Inputs
+from shapray.driver.prices import taken_at_first
 from shapray.engine.choose import choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet
@@ -64,7 +65,6 @@ def plan(inputs: Inputs) -> Plan:
     n_units = {group.name: group.n_units for group in setup.groups}
     chooser = Chooser(job.prune, n_units, Sizes(inputs.model, groups, example))
     key, value = job.prune.target
-    held_back = len(calibration) // HELD_BACK if key in SEARCHED else 0
     if key in SEARCHED and (len(calibration) < HELD_BACK or calibration.labels is None):
         raise JobError(
             f"prune.{key}: {value} is measured on a fifth of the calibration images, by their "
@@ -75,7 +75,10 @@ def plan(inputs: Inputs) -> Plan:
     try:
         chooser.check()
         check_rounds(job.prune, chooser)
-        check_images(job.prune, len(calibration), held_back, calibration.labels is not None)
+        held_back = set() if inputs.held_back is None else set(inputs.held_back.ids)
+        taken = calibration.ids[: taken_at_first(job, len(calibration))]
+        n_held_back = len(held_back.intersection(taken))
+        check_images(job.prune, len(taken), n_held_back, calibration.labels is not None)
         check_ways(
             job.prune,
             setup.model,
@@ -133,23 +136,26 @@ def _scoring(inputs: Inputs) -> tuple[Setup, tuple[Group, ...], dict[str, int], 
         groups=tuple(group for group in groups if group.reason is None),
         calibration=calibration,
         evaluation=inputs.evaluation,
+        held_back=inputs.held_back,
         store=inputs.store,
     )
     return setup, groups, tail_macs, images[:1]
 
 
-def check_exact(plan: Plan, n_active: np.ndarray) -> None:
+def check_exact(plan: Plan, n_active: np.ndarray, places: Sequence[int]) -> None:
     """If all values are asked to be exact, they can be.
 
     Args:
-        n_active: (n_images, n_groups), of the calibration images and the groups to score.
+        n_active: (n_images, n_groups), of some calibration images and the groups to score.
+        places: (n_images,), which images they are.
     Raises:
         JobError: names the image with the most active units.
     """
     if plan.setup.job.score.estimator == "exact":
         groups = [group.name for group in plan.setup.groups]
         try:
-            check_enumerable(n_active, plan.setup.calibration.ids, groups)
+            ids = [plan.setup.calibration.ids[place] for place in places]
+            check_enumerable(n_active, ids, groups)
         except ValueError as error:
             raise JobError(f"score.estimator: {error}") from error
 

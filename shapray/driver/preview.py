@@ -10,9 +10,8 @@ from rich.table import Table
 
 from shapray.config import Job
 from shapray.driver.budget import Choice, fitting
-from shapray.driver.forecast import Forecast, make_forecast
+from shapray.driver.forecast import Forecast, make_forecast, pilots_on
 from shapray.driver.prediction import Prediction
-from shapray.driver.prices import pilot_images
 from shapray.driver.record import earlier_run
 from shapray.errors import JobError
 from shapray.storage.certainty import in_words, median, percent
@@ -119,7 +118,7 @@ def _show(forecast: Forecast, prediction: Prediction, console: Console) -> None:
     console.print(_prices(prediction))
     certainties = [group.price.certainty for group in prediction.groups]
     if not all(math.isnan(found.total) for found in certainties):
-        n_piloted = len(pilot_images(planned.setup.calibration.labels, n_images))
+        n_piloted = len(pilots_on(planned))
         console.print(
             "errors: of a score, relative to the spread of the group's scores, by a look at "
             f"{n_piloted} images, so roughly; " + in_words(median(certainties), prediction.n_images)

@@ -13,8 +13,10 @@ import pyarrow as pa
 from torch import Tensor
 
 from shapray.cluster.pool import Failure
-from shapray.config import Score
-from shapray.errors import StorageError
+from shapray.config import Job, Score
+from shapray.errors import JobError, StorageError
+from shapray.inputs.digest import digest
+from shapray.inputs.images import ImageSet, check_disjoint
 from shapray.network.group import Group
 from shapray.shapley.pilot import FEWEST_IMAGES, USUAL, Pilot, Price
 from shapray.storage import names
@@ -28,7 +30,7 @@ PILOT_IMAGES, PILOT_SHARE = 16, 8  # at most, and one of so many; but a few in a
 FEWEST_PILOT_IMAGES = 4
 TARGET_ERROR = 0.25  # of data.calibration.limit: auto, if no other is given
 FIRST_IMAGES = 64  # that it takes at first
-_FINGERPRINT = b"shapray.fingerprint"
+_FINGERPRINT, _IMAGES = b"shapray.fingerprint", b"shapray.images"
 _VARIANCES = ("image_variance", "sampling_variance", "score_variance")
 
 
@@ -77,32 +79,39 @@ def usual_price(score: Score) -> Price:
     return Price(score.permutations, "permutations" if score.permutations == 2 else "pairs")
 
 
-def pilot_images(labels: Tensor | None, n_images: int) -> tuple[int, ...]:
-    """Places of the images that a pilot looks at, of all labels."""
-    n = min(PILOT_IMAGES, max(FEWEST_PILOT_IMAGES, n_images // PILOT_SHARE))
-    return tuple(spread(labels, n_images, n).tolist())
-
-
-def by_pilot(score: Score, found: Pilot, n_images: int, to_spare: bool) -> GroupPrice:
-    """A group's price.
+def pilot_images(labels: Tensor | None, n_images: int, n_first: int) -> tuple[int, ...]:
+    """Places of the images that a pilot looks at, of all labels.
 
     Args:
         n_images: that there are.
+        n_first: that are taken at first; the others are not looked at.
+    """
+    n = min(PILOT_IMAGES, max(FEWEST_PILOT_IMAGES, n_images // PILOT_SHARE), n_first)
+    return tuple(spread(None if labels is None else labels[:n_first], n_first, n).tolist())
+
+
+def decided(score: Score, found: Pilot | None, n_images: int, to_spare: bool) -> GroupPrice:
+    """A group's price: what the job says, or where it leaves that open what a pilot tells.
+
+    Args:
+        found: by a pilot; None if there was none.
+        n_images: that there are.
         to_spare: how many of them are taken goes by the error that is left.
     """
+    usual = usual_price(score)
+    if found is None:
+        return GroupPrice(usual, n_images)
+    if not is_piloted(score, n_images):
+        sampling = found.sampling_at(usual)
+        return GroupPrice(usual, n_images, found.variance, sampling, found.spread)
     option = found.best() if to_spare else found.least(n_images, score.target_error)
     return GroupPrice(option.price, n_images, found.variance, option.variance, found.spread)
-
-
-def as_asked(price: Price, found: Pilot, n_images: int) -> GroupPrice:
-    """A price that was not chosen, and what a pilot says of it."""
-    return GroupPrice(price, n_images, found.variance, found.sampling_at(price), found.spread)
 
 
 def chosen(
     groups: Sequence[Group],
     tail_macs: Mapping[str, int],
-    labels: Tensor | None,
+    places: Sequence[int],
     n_images: int,
     score: Score,
     precision: str,
@@ -115,24 +124,23 @@ def chosen(
 
     Args:
         tail_macs: multiply-adds per coalition and image of each group.
-        labels: of the calibration images.
+        places: of the images that a pilot looks at.
         n_images: that there are.
         run: has tasks done; calls what it is given with each result.
-        to_spare: see `by_pilot`.
+        to_spare: see `decided`.
     """
-    usual = GroupPrice(usual_price(score), n_images)
-    prices = {group.name: usual for group in groups}
+    without_pilot = decided(score, None, n_images, to_spare)
+    prices = {group.name: without_pilot for group in groups}
     if not is_piloted(score, n_images):
         return prices, []
-    places = pilot_images(labels, n_images)
     tasks = [
-        PilotTask(group.name, places, precision, cost)
+        PilotTask(group.name, tuple(places), precision, cost)
         for group in groups
         for cost in [float(len(places) * group.n_units * max(1, tail_macs[group.name]))]
     ]
 
     def receive(piloted: Piloted) -> None:
-        prices[piloted.task.group] = by_pilot(score, piloted.pilot, n_images, to_spare)
+        prices[piloted.task.group] = decided(score, piloted.pilot, n_images, to_spare)
 
     return prices, run(tasks, receive)
 
@@ -140,6 +148,57 @@ def chosen(
 def rounded(n_images: float, images_per_task: int) -> int:
     """To whole tasks, so that the tasks of fewer images are among those of more."""
     return math.ceil(n_images / images_per_task) * images_per_task
+
+
+def target_error(job: Job) -> float | None:
+    """The total error of a score that is enough; None: nobody said."""
+    to_spare = job.data.calibration.limit == "auto"
+    return job.score.target_error or (TARGET_ERROR if to_spare else None)
+
+
+def taken_at_last(job: Job, found: GroupPrice, n_images: int) -> int:
+    """How many of the images that there are a group will have taken, by what its pilot told."""
+    target = target_error(job)
+    if job.data.calibration.limit != "auto" or target is None:
+        return n_images
+    wanted = found.images_for(target)
+    if not wanted < n_images:  # infinite or unknown, too
+        return n_images
+    return min(n_images, rounded(max(FIRST_IMAGES, wanted), job.cluster.images_per_task))
+
+
+def taken_at_first(job: Job, n_images: int) -> int:
+    """How many of the calibration images that there are a run begins with, of each group."""
+    if job.data.calibration.limit != "auto":
+        return n_images
+    return min(n_images, rounded(FIRST_IMAGES, job.cluster.images_per_task))
+
+
+def taken_by_now(job: Job, store: RunDirectory, n_images: int) -> int:
+    """The same of a run that may have been begun before, and have taken more since."""
+    found = [price.n_images for price in read_prices(store).values()]
+    return min(n_images, max([taken_at_first(job, n_images), *found]))
+
+
+def check_taken(job: Job, store: RunDirectory, calibration: ImageSet, evaluation: ImageSet) -> None:
+    """The images that an earlier run of the same job has taken since it began are still the same,
+    and none is among those that measure the result.
+
+    Raises:
+        JobError: see `check_disjoint`, or their content is another one.
+    """
+    n_taken = taken_by_now(job, store, len(calibration))
+    check_disjoint(calibration.first(n_taken), evaluation)
+    if not read_prices(store):
+        return
+    metadata = store.read_table(names.PRICES).schema.metadata or {}
+    recorded = metadata.get(_IMAGES, b"").decode()
+    if recorded and recorded != digest(calibration.content_digests(n_taken)):
+        raise JobError(
+            f"output: {store.shown} belongs to another job: some of the {n_taken:,} images of "
+            f"{calibration.key} that it has taken have another content by now; bring them back, "
+            "write to another folder, or delete that one to start over"
+        )
 
 
 def read_prices(store: RunDirectory, fingerprint: str | None = None) -> dict[str, GroupPrice]:
@@ -160,8 +219,20 @@ def read_prices(store: RunDirectory, fingerprint: str | None = None) -> dict[str
     return {row["group"]: _of_row(row) for row in table.to_pylist()}
 
 
-def publish_prices(store: RunDirectory, prices: Mapping[str, GroupPrice], fingerprint: str) -> None:
-    """Raises StorageError."""
+def publish_prices(
+    store: RunDirectory,
+    prices: Mapping[str, GroupPrice],
+    fingerprint: str,
+    calibration: ImageSet,
+) -> None:
+    """Write them down, with what the images are that they are for.
+
+    Raises:
+        JobError: an image cannot be read.
+        StorageError: see there.
+    """
+    n_taken = max(found.n_images for found in prices.values())
+    images = digest(calibration.content_digests(n_taken))
     rows = [
         {
             "group": group,
@@ -173,7 +244,7 @@ def publish_prices(store: RunDirectory, prices: Mapping[str, GroupPrice], finger
         }
         for group, found in prices.items()
     ]
-    schema = PRICES.with_metadata({_FINGERPRINT: fingerprint.encode()})
+    schema = PRICES.with_metadata({_FINGERPRINT: fingerprint.encode(), _IMAGES: images.encode()})
     store.publish_table(names.PRICES, [pa.Table.from_pylist(rows, schema=PRICES)], schema)
 
 

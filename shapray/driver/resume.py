@@ -51,7 +51,13 @@ def shard_reader(plan: Plan) -> Callable[[ScoreTask], pa.Table]:
     def read(task: ScoreTask) -> pa.Table:
         wanted = ids[task.first : task.last]
         return read_shard(
-            store, task.group, n_units[task.group], task.first, wanted, task.fingerprint
+            store,
+            task.group,
+            n_units[task.group],
+            task.first,
+            wanted,
+            task.fingerprint,
+            str(task.price),
         )
 
     return read

@@ -9,11 +9,13 @@ from torch import nn
 from shapray.cluster.pool import Failure
 from shapray.driver.crew import Crews
 from shapray.driver.cutting import Cutting
+from shapray.driver.failures import stop_if_failed
 from shapray.driver.fingerprint import fingerprint_parts
 from shapray.driver.inputs import Inputs
+from shapray.driver.inspecting import inspected
 from shapray.driver.plan import Plan, plan_further
 from shapray.driver.record import STAGES_OF_A_ROUND, Record, now
-from shapray.driver.scoring import inspected, scored, stop_if_failed
+from shapray.driver.scoring import scored
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.digest import weights_digest
 from shapray.network.find import find_groups
@@ -159,7 +161,7 @@ class Rounds:
         crew = self.crews.of(planned)
         n_active = None
         if made.is_new or job.score.estimator == "exact":
-            n_active = inspected(crew, planned, ["calibration"])
+            n_active = inspected(crew, planned, evaluation=False)
         scored(crew, planned, n_active, self.precision, record)
 
         def stop(stage: str, failures: list[Failure]) -> None:

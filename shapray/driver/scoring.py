@@ -2,35 +2,32 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from shapray.cluster.pool import Counts, Failure
+from shapray.cluster.pool import Counts
 from shapray.driver import prices as pricing
 from shapray.driver import summary
 from shapray.driver.crew import Crew
+from shapray.driver.failures import stop_if_failed
+from shapray.driver.inspecting import inspected_further
 from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
-from shapray.driver.plan import Plan, check_exact, groups_table
-from shapray.driver.prices import FIRST_IMAGES, TARGET_ERROR, GroupPrice, rounded
+from shapray.driver.plan import Plan, groups_table
+from shapray.driver.prices import GroupPrice, rounded, target_error
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record
-from shapray.driver.resume import missing_tasks, shard_reader
-from shapray.driver.tasks import inspect_tasks, score_tasks
-from shapray.errors import JobError, StorageError, TasksFailed
+from shapray.driver.resume import missing_tasks
+from shapray.driver.tables import ScoreTables
+from shapray.driver.tasks import score_tasks
 from shapray.shapley.game import NonFiniteValue
 from shapray.storage import names
-from shapray.storage.aggregate import aggregate_group
 from shapray.storage.certainty import Certainty, percent
 from shapray.storage.schemas import CLASS_SCORES, GROUPS
-from shapray.storage.shards import UnsoundShard, publish_columns
+from shapray.storage.shards import publish_columns
 from shapray.worker.tasks import Receipt, ScoreTask
-
-# Stages whose tasks' results are kept, each for itself.
-PIECEMEAL = ("score", "criterion", "losses", "explain")
 
 GROWTH = 4  # with images to spare: how much a step may add
 
@@ -71,10 +68,11 @@ def scored(
         publish_columns(store, [group.name for group in planned.setup.groups])
     with record.stage("score") as entry:
         prices = _priced(crew, planned, precision, record)
-        done = _score(crew, planned, n_active, prices, precision, record, entry)
-    totals, certainties = _aggregate(planned, done, record)
+        tables = ScoreTables(planned)
+        done = _score(crew, planned, n_active, prices, precision, tables, record, entry)
+    certainties = _aggregate(planned, done, tables, record)
     _say_of_target(crew, planned, prices, certainties)
-    return Scored(totals, prices, certainties)
+    return Scored(tables.totals, prices, certainties)
 
 
 def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[str, GroupPrice]:
@@ -86,10 +84,11 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
     missing = [group for group in setup.groups if group.name not in known]
     if not missing:
         return {group.name: known[group.name] for group in setup.groups}
+    n_first = pricing.taken_at_first(setup.job, n_images)
     found, failures = pricing.chosen(
         missing,
         planned.tail_macs,
-        setup.calibration.labels,
+        pricing.pilot_images(setup.calibration.labels, n_images, n_first),
         n_images,
         score,
         precision,
@@ -103,43 +102,10 @@ def _priced(crew: Crew, planned: Plan, precision: str, record: Record) -> dict[s
             f"{failure.task} is the usual one, {pricing.USUAL.permutations} permutations: "
             f"{failure.message}"
         )
-    if to_spare:
-        n_first = min(n_images, rounded(FIRST_IMAGES, setup.job.cluster.images_per_task))
-        found = {name: replace(one, n_images=n_first) for name, one in found.items()}
+    found = {name: replace(one, n_images=n_first) for name, one in found.items()}
     prices = {group.name: (known | found)[group.name] for group in setup.groups}
-    pricing.publish_prices(setup.store, prices, fingerprint)
+    pricing.publish_prices(setup.store, prices, fingerprint, setup.calibration)
     return prices
-
-
-def inspected(
-    crew: Crew, planned: Plan, sets: Sequence[str] = ("calibration", "evaluation")
-) -> np.ndarray:
-    """Every image of the sets read once; returns the active units of the calibration images,
-    (n_images, n_groups).
-
-    Raises:
-        JobError: one cannot be read, or values that are to be exact cannot be.
-    """
-    n_active = np.zeros((len(planned.setup.calibration), len(planned.setup.groups)), np.int32)
-
-    tasks = [task for task in inspect_tasks(planned) if task.images in sets]
-
-    def receive(inspection: Any) -> None:
-        task = inspection.task
-        if task.images == "calibration":
-            n_active[task.first : task.last] = inspection.n_active
-
-    failures = crew.do("inspect", tasks, receive)
-    nothing_failed("inspect", failures)
-    check_exact(planned, n_active)
-    return n_active
-
-
-def nothing_failed(stage: str, failures: Sequence[Failure]) -> None:
-    for failure in sorted(failures, key=lambda failure: not failure.is_job_error):
-        if failure.is_job_error:
-            raise JobError(failure.message)
-        raise TasksFailed(f"{stage}: {failure.message}\n{failure.traceback}")
 
 
 def _score(
@@ -148,11 +114,12 @@ def _score(
     n_active: np.ndarray | None,
     prices: dict[str, GroupPrice],
     precision: str,
+    tables: ScoreTables,
     record: Record,
     entry: dict[str, Any],
-) -> list[ScoreTask]:
-    """All tasks of the scores, done; with images to spare, as many as the target error takes:
-    `prices` has their numbers then.
+) -> dict[str, list[ScoreTask]]:
+    """Group -> its tasks, done, in image order; with images to spare, as many as the target error
+    takes: `prices` has their numbers then.
 
     Args:
         entry: of the stage, to which facts are added.
@@ -170,16 +137,23 @@ def _score(
         "evaluations": 0,
         "shard_bytes": 0,
     }
-    done: dict[ScoreTask, None] = {}  # in their order
+    done = set[ScoreTask]()
     while True:
         tasks = score_tasks(planned, n_active, prices, precision, fingerprint)
         _do(crew, planned, [task for task in tasks if task not in done], record, entry)
-        done |= dict.fromkeys(tasks)
-        grown = _grown(planned, tasks, prices) if to_spare else prices
+        done |= set(tasks)
+        by_group: dict[str, list[ScoreTask]] = {}
+        for task in tasks:
+            by_group.setdefault(task.group, []).append(task)
+        grown = _grown(planned, by_group, tables, prices) if to_spare else prices
         if grown == prices:
-            return tasks
+            return by_group
+        before, last = (max(one.n_images for one in of.values()) for of in (prices, grown))
+        if last > before:  # sound before anyone relies on them
+            more = inspected_further(crew, planned, before, last)
+            n_active = None if n_active is None else np.concatenate([n_active, more])
         prices |= grown
-        pricing.publish_prices(planned.setup.store, prices, fingerprint)
+        pricing.publish_prices(planned.setup.store, prices, fingerprint, planned.setup.calibration)
 
 
 def _do(
@@ -221,16 +195,20 @@ def _do(
 
 
 def _grown(
-    planned: Plan, tasks: list[ScoreTask], prices: dict[str, GroupPrice]
+    planned: Plan,
+    tasks: dict[str, list[ScoreTask]],
+    tables: ScoreTables,
+    prices: dict[str, GroupPrice],
 ) -> dict[str, GroupPrice]:
     """The same prices with more images for the groups whose error is above the target."""
     setup = planned.setup
-    target = setup.job.score.target_error or TARGET_ERROR
+    target = target_error(setup.job)
+    assert target is not None, "with images to spare there is one"
     n_all, step = len(setup.calibration), setup.job.cluster.images_per_task
     grown = {}
-    for name, (scores, _) in _tables(planned, tasks, lambda shard: None).items():
+    for name, of_group in tasks.items():
         found = prices[name]
-        missing = (Certainty.of(scores).total / target) ** 2  # times the images there are
+        missing = (tables.certainty(of_group).total / target) ** 2  # times the images there are
         if missing > 1:
             wanted = found.n_images * min(missing, GROWTH)
             found = replace(found, n_images=min(n_all, rounded(wanted, step)))
@@ -243,8 +221,7 @@ def _say_of_target(
 ) -> None:
     """Which groups miss the target error, and what would meet it."""
     job, n_images = planned.setup.job, len(planned.setup.calibration)
-    to_spare = job.data.calibration.limit == "auto"
-    target = job.score.target_error or (TARGET_ERROR if to_spare else None)
+    target = target_error(job)
     if target is None:
         return
     missed = {name: one for name, one in found.items() if one.total > target}
@@ -260,79 +237,20 @@ def _say_of_target(
     )
 
 
-def stop_if_failed(stage: str, failures: list[Failure], record: Record) -> None:
-    if failures:
-        record.set_aside(stage, failures)
-        shown = sorted(failures, key=lambda failure: str(failure.task))[:20]
-        lines = [f"  {failure.task}: {failure.message}" for failure in shown]
-        if len(failures) > len(shown):
-            lines.append(f"  and {len(failures) - len(shown)} more")
-        again = "what was done is kept, and the same command does only the rest"
-        if stage not in PIECEMEAL:
-            again = (
-                "scores, criteria, losses and explanations of groups are kept, and the same "
-                "command does this stage anew"
-            )
-        raise TasksFailed(
-            f"stage {stage}: {len(failures)} task{'s' * (len(failures) > 1)} failed (tracebacks "
-            f"in {record.store.shown}/run.json); {again}:\n" + "\n".join(lines)
-        )
-
-
 def _aggregate(
-    planned: Plan, tasks: list[ScoreTask], record: Record
-) -> tuple[summary.Totals, dict[str, Certainty]]:
+    planned: Plan, tasks: dict[str, list[ScoreTask]], tables: ScoreTables, record: Record
+) -> dict[str, Certainty]:
     """The score tables, and what they are worth."""
-    totals = summary.Totals()
-    n_images = max(task.last for task in tasks)
+    n_images = max(of[-1].last for of in tasks.values())
     with record.stage("aggregate"):
-        tables = _tables(planned, tasks, totals.add)
+        scores, classes = zip(*(tables.taken(of) for of in tasks.values()), strict=True)
         store = planned.setup.store
-        scores = with_kept_criteria(
-            pa.concat_tables([scores for scores, _ in tables.values()]),
+        kept = with_kept_criteria(
+            pa.concat_tables(scores),
             table_if_sound(store, names.SCORES),
             made_of(record.content["fingerprint"], planned.setup.job.cluster, n_images),
         )
-        store.publish_table(names.SCORES, [scores], scores.schema)
+        store.publish_table(names.SCORES, [kept], kept.schema)
         if planned.setup.calibration.labels is not None:
-            classes = [by_class for _, by_class in tables.values()]
             store.publish_table(names.CLASS_SCORES, classes, CLASS_SCORES)
-    return totals, {name: Certainty.of(scores) for name, (scores, _) in tables.items()}
-
-
-def _tables(
-    planned: Plan, tasks: list[ScoreTask], on_shard: Callable[[pa.Table], None]
-) -> dict[str, tuple[pa.Table, pa.Table]]:
-    """Group -> its rows of both score tables; its shards are read in image order, one at a time.
-
-    Raises:
-        StorageError: a shard is not what its task has left.
-    """
-    read = shard_reader(planned)
-    by_group: dict[str, list[ScoreTask]] = {}
-    for task in tasks:
-        by_group.setdefault(task.group, []).append(task)
-
-    def shards(group: str) -> Iterable[pa.Table]:
-        for task in by_group[group]:
-            shard = read(task)
-            on_shard(shard)
-            yield shard
-
-    calibration, limit = planned.setup.calibration, planned.setup.job.data.calibration.limit
-
-    def balanced(group: str) -> bool:
-        """Of all images there are nobody has fixed how many are of each label."""
-        taken = by_group[group][-1].last
-        return calibration.balanced and (limit != "auto" or taken < len(calibration))
-
-    try:
-        return {
-            name: aggregate_group(name, group.n_units, shards(name), balanced(name))
-            for group in planned.setup.groups
-            for name in [group.name]
-        }
-    except UnsoundShard as error:
-        raise StorageError(
-            f"a shard changed while the run was going: {error}; the same command computes it again"
-        ) from error
+    return dict(zip(tasks, map(Certainty.of, scores), strict=True))

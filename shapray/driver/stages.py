@@ -11,13 +11,16 @@ from shapray.driver import summary
 from shapray.driver.crew import Crew, Crews
 from shapray.driver.cutting import Cutting
 from shapray.driver.explaining import Explaining
+from shapray.driver.failures import nothing_failed, stop_if_failed
 from shapray.driver.fingerprint import check_same_job, fingerprint_parts
 from shapray.driver.inputs import Inputs, open_inputs
+from shapray.driver.inspecting import inspected
 from shapray.driver.plan import Plan, plan
+from shapray.driver.prices import check_taken
 from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.reporting import show_report
 from shapray.driver.rounds import Rounds
-from shapray.driver.scoring import inspected, nothing_failed, scored, stop_if_failed
+from shapray.driver.scoring import scored
 from shapray.driver.targets import Targets
 from shapray.errors import JobError, StorageError, TasksFailed
 from shapray.pruning.cuts import Compared
@@ -94,6 +97,7 @@ def _earlier(inputs: Inputs) -> Earlier | None:
         asked = inputs.job.score.precision
         precision = found.precision if asked == "auto" else asked
         check_same_job(found.parts, fingerprint_parts(inputs, precision), inputs.store.shown)
+        check_taken(inputs.job, inputs.store, inputs.calibration, inputs.evaluation)
     return found
 
 

@@ -12,7 +12,7 @@ from shapray.driver.crew import Crew
 from shapray.driver.plan import Plan
 from shapray.errors import JobError
 from shapray.pruning.allocate import Size
-from shapray.pruning.cuts import HELD_BACK, WHOLE, Chooser, Cut, Losses
+from shapray.pruning.cuts import WHOLE, Chooser, Cut, Losses
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import counts
@@ -50,7 +50,7 @@ class Targets:
         """
         key, value = self.prune.target
         if key == "min_accuracy":
-            [whole] = self._held_back([WHOLE])
+            [whole] = self._on_held_back([WHOLE])
             if whole.tally.top1 < value:
                 raise JobError(
                     f"prune.min_accuracy: {value}; the whole network has {whole.tally.top1:.4g} "
@@ -144,19 +144,19 @@ class Targets:
         return found
 
     def smallest(self, own: Ranking, losses: Losses) -> float:
-        """The least share of the multiply-adds that keeps what the job asks for, on a fifth of the
-        calibration images that takes no part in the repair."""
+        """The least share of the multiply-adds that keeps what the job asks for, measured on the
+        images that are held back."""
         key, value = self.prune.target
         allowed = -math.inf
         if key == "max_loss_increase":
-            [whole] = self._held_back([WHOLE])
+            [whole] = self._on_held_back([WHOLE])
             allowed = whole.tally.loss + value
         least = self.chooser.least_share("macs")
         low, high = least, 1.0  # high is kept, low is not known
         for step in range(STEPS):
             share = low if step == 0 else (low + high) / 2
             removed = self.chooser.choose(own, losses, "macs", share)
-            [found] = self._held_back(
+            [found] = self._on_held_back(
                 [
                     Cut(
                         f"search-{share}",
@@ -177,11 +177,19 @@ class Targets:
                     break
             else:
                 low = share
+        self.crew.console.print(
+            f"prune.{key}: {value} takes {high:.1%} of the multiply-adds, measured on "
+            f"{self._n_held_back:,} calibration images that take no part in the repair"
+        )
         return high
 
-    def _held_back(self, cuts: Sequence[Cut]) -> list[Evaluation]:
-        n = len(self.planned.setup.calibration)
-        first = n - n // HELD_BACK
+    def _on_held_back(self, cuts: Sequence[Cut]) -> list[Evaluation]:
+        n = self._n_held_back
         return self.evaluated(
-            [EvaluateTask(cut, first, n, float(n), images="calibration") for cut in cuts]
+            [EvaluateTask(cut, 0, n, float(n), images="held_back") for cut in cuts]
         )
+
+    @property
+    def _n_held_back(self) -> int:
+        assert self.planned.setup.held_back is not None, self.prune.target
+        return len(self.planned.setup.held_back)

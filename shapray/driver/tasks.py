@@ -19,15 +19,12 @@ EVALUATE_IMAGES = 1024  # per task
 REPAIR_COST = 4096  # in images evaluated, about
 
 
-def inspect_tasks(plan: Plan) -> list[InspectTask]:
-    """Tasks that read all images once, so that a broken one is found before anything is scored."""
+def inspect_tasks(images: str, n_images: int, first: int = 0) -> list[InspectTask]:
+    """Tasks that read images `first` up to `n_images` of a set once, so that a broken one is found
+    before anything is scored."""
     return [
-        InspectTask(name, first, last, float(last - first))
-        for name, images in (
-            ("calibration", plan.setup.calibration),
-            ("evaluation", plan.setup.evaluation),
-        )
-        for first, last in slices(len(images), INSPECT_IMAGES)
+        InspectTask(images, first + start, first + end, float(end - start))
+        for start, end in slices(n_images - first, INSPECT_IMAGES)
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def float32_products(*, tf32: bool = False) -> Iterator[None]:
-    """Within the context GPUs multiply float32 numbers as they are.
+    """In the context, or a function that it decorates, GPUs multiply float32 numbers as they are.
 
     PyTorch lets a GPU's convolutions round what they multiply to 10 bits (TensorFloat-32) unless
     it is told not to: several times faster, and not what float32 promises.

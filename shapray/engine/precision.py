@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 
 from shapray.engine.network_game import NetworkGame, NetworkSplit
 from shapray.network.group import Group
-from shapray.shapley.estimators import Settings, estimate
+from shapray.shapley.estimators import Sampling, Settings, estimate
 
 MUCH_FASTER = 0.8  # of the time in float32, for a lower precision to be chosen
 NEAR = 0.1  # standard errors that its values may be off by
+MEASURED = Settings()  # the sampling whose standard errors these are
 TIMINGS = 5
 LOWER = {"cpu": ("bfloat16",), "cuda": ("tf32", "bfloat16")}
 
@@ -38,7 +39,7 @@ def standard_errors_off(low: NetworkGame, exact: NetworkGame) -> float:
     a mean over images has less of both alike.
     """
     seeds = range(len(exact.active))
-    found, right = (estimate(game, Settings(), seeds) for game in (low, exact))
+    found, right = (estimate(game, MEASURED, seeds) for game in (low, exact))
     gaps = np.array([f.shapley_value - r.shapley_value for f, r in zip(found, right, strict=True)])
     if not gaps.any():
         return 0.0
@@ -54,6 +55,8 @@ def choose_precision(
     memory: int,
     seconds: Callable[[NetworkGame], float] = seconds_of_two_batches,
     off: Callable[[NetworkGame, NetworkGame], float] = standard_errors_off,
+    *,
+    sampling: Sampling = MEASURED,
 ) -> str:
     """Measure the first group's tail, which is the longest, and a middle one's in each precision.
 
@@ -61,13 +64,21 @@ def choose_precision(
         folded, example, device, memory: as of `NetworkSplit`.
         groups: those to score, at least one, in the network's order.
         seconds: time that a game's coalitions take; the best of `TIMINGS` counts.
-        off: how far a game's values are from those of the same in float32, in standard errors.
+        off: how far a game's values are from those of the same in float32, in standard errors of
+            `MEASURED`.
+        sampling: of the job. More permutations have smaller standard errors, and values may be
+            off by less. "auto" counts as `MEASURED`: it comes to more only where the sampling's
+            error would not be small beside the images', and that one hides the rounding.
     Returns:
         the fastest that is much faster than float32 and near it, else "float32"; "float32" too
-        where tracing failed, as the whole network is run then.
+        where tracing failed, as the whole network is run then, and where all values are to be
+        exact.
     """
-    if not isinstance(folded, fx.GraphModule):
+    if not isinstance(folded, fx.GraphModule) or sampling.estimator == "exact":
         return "float32"
+    near = NEAR
+    if isinstance(sampling.permutations, int):
+        near /= math.sqrt(max(1.0, sampling.permutations / MEASURED.permutations))
     # turned over, an image is another one to the network
     few = torch.cat([example, example.flip(2), example.flip(3), example.flip(2, 3)])
     games: dict[str, Games] = {
@@ -87,6 +98,6 @@ def choose_precision(
     for precision in sorted(games, key=best.__getitem__):
         if best[precision] >= MUCH_FASTER * best["float32"]:
             break
-        if all(off(*pair) <= NEAR for pair in zip(games[precision], exact, strict=True)):
+        if all(off(*pair) <= near for pair in zip(games[precision], exact, strict=True)):
             return precision
     return "float32"

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from shapray.engine.arithmetic import float32_products
 from shapray.engine.network_game import NetworkSplit
 from shapray.engine.precision import choose_precision
 from shapray.engine.trace import fold
@@ -70,10 +71,12 @@ class Scorer:
     def folded(self) -> nn.Module:
         return fold(self.model, self.example)
 
-    def choose_precision(self) -> str:
-        """One of `precision`, by measuring on this device."""
+    def choose_precision(self, sampling: Sampling) -> str:
+        """One of `precision`, by measuring on this device; see there."""
         groups = list(self.groups.values())
-        return choose_precision(self.folded, groups, self.example, self.device, self.memory)
+        return choose_precision(
+            self.folded, groups, self.example, self.device, self.memory, sampling=sampling
+        )
 
     def split(self, group: str, precision: str) -> NetworkSplit:
         """The network prepared for a group."""
@@ -93,6 +96,7 @@ class Scorer:
         return self._splits[key]
 
 
+@float32_products()  # of the fits; a tail that is to have others says so
 def score_images(
     split: NetworkSplit,
     images: Tensor,

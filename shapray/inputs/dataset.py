@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any
 
+import numpy as np
+
 from shapray.config import Images
 from shapray.errors import JobError
 from shapray.inputs.listing import Listing
@@ -46,6 +48,11 @@ class DatasetReader:
         with user_code(f"{self.key}: item {row} of {self.made()} cannot be read"):
             return dataset[row]
 
+    def target(self, row: int) -> Any:
+        """An item's label, None if it is an image only; raises JobError as `item` does."""
+        item = self.item(row)
+        return item[1] if isinstance(item, (tuple, list)) else None
+
     def made(self) -> str:
         """The data set, in words."""
         return f"the {type(self.dataset()).__name__} that {self.factory} made"
@@ -72,16 +79,29 @@ def open_dataset(images: Images, key: str) -> Listing:
     ids = [str(row) for row in range(n_images)]
     if images.label_column is None or n_images == 0:
         return Listing(reader, range(n_images), ids, None)
-    targets = None
-    if images.source == "torchvision":
-        with user_code(f"{key}.factory: the targets of {reader.made()} cannot be read"):
-            targets = getattr(dataset, "targets", None)
-    if targets is None or len(targets) != n_images:
-        items = (reader.item(row) for row in range(n_images))
-        targets = [item[1] if isinstance(item, (tuple, list)) else None for item in items]
+    targets = _told(reader, n_images, images.source == "torchvision")
+    if targets is None:
+        targets = [reader.target(row) for row in range(n_images)]
     if all(target is None for target in targets):
         return Listing(reader, range(n_images), ids, None)
     return Listing(reader, range(n_images), ids, [_label(target) for target in targets])
+
+
+def _told(reader: DatasetReader, n_images: int, trusted: bool) -> Sequence[Any] | None:
+    """A data set's `targets`, which spare opening every item for its label; None if it has none.
+
+    Args:
+        trusted: they are taken at their word; else some items have to say the same.
+    """
+    with user_code(f"{reader.key}: the targets of {reader.made()} cannot be read"):
+        targets: Any = getattr(reader.dataset(), "targets", None)
+        if targets is None or not hasattr(targets, "__len__") or len(targets) != n_images:
+            return None
+        for row in () if trusted else (0, n_images // 2, n_images - 1):
+            told = _label(targets[row]) if isinstance(targets, Sequence | np.ndarray) else None
+            if not isinstance(told, int) or told != _label(reader.target(row)):
+                return None
+    return list(targets)
 
 
 def _label(target: Any) -> Any:

@@ -1,5 +1,6 @@
 """Sets of images: which ones are taken, how they become tensors, and their digests."""
 
+import copy
 import hashlib
 import itertools
 from collections import Counter
@@ -40,7 +41,8 @@ class ImageSet:
         self._reader = reader
         self._rows = rows
         self._transform = transform
-        self._digests: list[str] | None = None
+        self._digests: list[str] = []  # of the first ones, as many as were asked for
+        self._first_id = ids[0]
         self._size: tuple[int, ...] | None = None
         self._size = tuple(self.load(0, 1).shape[2:])  # of the first image; all must have it
 
@@ -49,12 +51,21 @@ class ImageSet:
 
     def first(self, n: int) -> "ImageSet":
         """The first images as a set of their own."""
-        labels = None if self.labels is None else self.labels[:n]
-        rows, ids = self._rows[:n], self.ids[:n]
-        return ImageSet(self._reader, rows, ids, labels, self._transform, self.key, self.balanced)
+        first = self.some(range(min(n, len(self))))
+        first._digests = self._digests[:n]
+        return first
+
+    def some(self, places: Sequence[int]) -> "ImageSet":
+        """Some of the images, in an order of their own, of the same size as all."""
+        some = copy.copy(self)
+        some._rows = [self._rows[place] for place in places]
+        some.ids = [self.ids[place] for place in places]
+        some.labels = None if self.labels is None else self.labels[list(places)]
+        some._digests = []
+        return some
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_digests": None}
+        return {**self.__dict__, "_digests": []}
 
     def load(self, first: int, last: int) -> Tensor:
         """Images [first, last), transformed: (last - first, channels, height, width) float32.
@@ -71,26 +82,30 @@ class ImageSet:
             ]
         )
 
-    def content_digests(self) -> list[str]:
-        """Hex SHA-256 of every image's encoded bytes, or of its pixels where it has none."""
-        if self._digests is None:
-            step = 256  # images in memory at once
-            self._digests = [
-                content_digest(image)
-                for first in range(0, len(self), step)
-                for image in self._read(first, min(first + step, len(self)))
-            ]
-        return self._digests
+    def content_digests(self, n: int | None = None) -> list[str]:
+        """Hex SHA-256 of every image's encoded bytes, or of its pixels where it has none.
 
-    def digest(self) -> str:
+        Args:
+            n: so many images are read, the first ones; all unless told.
+        """
+        n = len(self) if n is None else n
+        step = 256  # images in memory at once
+        for first in range(len(self._digests), n, step):
+            self._digests += map(content_digest, self._read(first, min(first + step, n)))
+        return self._digests[:n]
+
+    def digest(self, n: int | None = None) -> str:
         """Hex SHA-256 of everything that reaches the network: ids, labels, content, transform.
 
         Where the first image says that an earlier version read such images otherwise, the way they
         are decoded is part of it, so that a run begun then is another job.
+
+        Args:
+            n: the content of so many images is part of it, of the first ones; all unless told.
         """
         labels = None if self.labels is None else self.labels.tolist()
         transform = self._transform.model_dump(mode="json")
-        parts: list[Any] = [self.ids, labels, self.content_digests(), transform]
+        parts: list[Any] = [self.ids, labels, self.content_digests(n), transform]
         (first,) = self._read(0, 1)
         if isinstance(first, bytes) and was_read_otherwise(first, self._transform.mode):
             parts.append("Pillow")
@@ -136,7 +151,7 @@ class ImageSet:
         size_found = tuple(pixels.shape[1:])
         if self._size is not None and size_found != self._size:
             raise JobError(
-                f"{self.key}: images of different sizes: '{self.ids[0]}' is {_by(self._size)}, "
+                f"{self.key}: images of different sizes: '{self._first_id}' is {_by(self._size)}, "
                 f"{self._name(position)} is {_by(size_found)} pixels; a transform with resize (and "
                 "crop) brings them to one size"
             )
@@ -263,10 +278,16 @@ def _balanced_subset(ids: list[str], labels: list[int] | None, limit: int, seed:
 
 
 def _balanced_order(ids: list[str], labels: list[int] | None, seed: int) -> list[int]:
-    """Positions of all images, one of each class after the other while there are any."""
+    """Positions of all images, one of each class after the other while there are any. Which class
+    comes first in a turn is chance: the first ones of many classes are to be like all."""
     ranked = _ranked_in_classes(ids, labels, seed)
-    turns = itertools.zip_longest(*(positions for _, positions in sorted(ranked.items())))
-    return [position for turn in turns for position in turn if position is not None]
+    rank = _ranks(ids, seed)
+    turns = itertools.zip_longest(*ranked.values())
+    return [
+        position
+        for turn in turns
+        for position in sorted((p for p in turn if p is not None), key=rank.__getitem__)
+    ]
 
 
 def _ranked_in_classes(ids: list[str], labels: list[int] | None, seed: int) -> dict[int, list[int]]:
@@ -275,8 +296,12 @@ def _ranked_in_classes(ids: list[str], labels: list[int] | None, seed: int) -> d
     members: dict[int, list[int]] = {}
     for position in range(len(ids)):
         members.setdefault(0 if labels is None else labels[position], []).append(position)
-    rank = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in ids]
+    rank = _ranks(ids, seed)
     return {label: sorted(of, key=rank.__getitem__) for label, of in members.items()}
+
+
+def _ranks(ids: list[str], seed: int) -> list[bytes]:
+    return [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in ids]
 
 
 def _by(size: Sequence[int]) -> str:

@@ -28,7 +28,11 @@ class LazyImages:
 
     def first(self, n: int) -> "LazyImages":
         """As many of them; what one of the two reads the other has."""
-        some = LazyImages(self._images, self._order[:n], self.device, self._room)
+        return self.some(torch.arange(len(self))[:n])
+
+    def some(self, which: Tensor) -> "LazyImages":
+        """Those at some places in the order, (n,) int64, in that order; they share what is read."""
+        some = LazyImages(self._images, self._order[which], self.device, self._room)
         some._kept = self._kept
         return some
 

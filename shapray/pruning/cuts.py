@@ -24,6 +24,7 @@ PLAN_FORMAT = 1  # of ``prune/plan.json``; raised when what is in it changes its
 SEARCHED = ("max_loss_increase", "min_accuracy")  # targets that only a measurement can meet
 EVEN = 0.005  # by which a rival's size may differ from the job's own cut, where it can be met
 HELD_BACK = 5  # every so many calibration images, one, for that measurement
+MOST_HELD_BACK = 1000  # of those that are to spare
 Losses = Mapping[str, Mapping[str, Sequence[float]]]  # ranking -> group -> loss at `counts`
 
 

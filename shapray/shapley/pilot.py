@@ -42,6 +42,10 @@ class Price:
     by: str = "pairs"
     told_every: int | None = None
 
+    def __str__(self) -> str:
+        twice = f", twice as many on one image of {self.told_every}" if self.told_every else ""
+        return f"{self.permutations} permutations' worth of {self.by}{twice}"
+
     def of(self, image: int) -> int:
         """Permutations of an image, by its place among all."""
         if self.permutations != 2 or self.told_every is None:

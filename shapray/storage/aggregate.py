@@ -93,10 +93,8 @@ class _Shard:
         return len(self.labels)
 
 
-def aggregate_group(
-    group: str, n_units: int, shards: Iterable[pa.Table], balanced: bool = False
-) -> tuple[pa.Table, pa.Table]:
-    """The rows of ``scores.parquet`` and ``class_scores.parquet`` that belong to one group.
+class GroupSums:
+    """The shards of a group, summed up as they come, in image order.
 
     Per unit, over its Shapley values phi_i on the images i = 1..n with standard errors s_i:
 
@@ -114,32 +112,63 @@ def aggregate_group(
     Args:
         group: name.
         n_units: units of the group.
-        shards: tables of the group, in image order.
-        balanced: how many images there are of each label was fixed before they were drawn: then
-            only the spread within the labels is chance.
     Source: Cochran 1977, Sampling Techniques, chapter 5 (stratified sampling).
     """
-    overall = _Sums(n_units)
-    by_label: dict[int, _Sums] = {}
-    for table in shards:
-        shard = _Shard(table, n_units)
-        overall.add(shard, np.ones(shard.n, bool))
+
+    def __init__(self, group: str, n_units: int) -> None:
+        self.group, self.n_units = group, n_units
+        self._overall = _Sums(n_units)
+        self._by_label: dict[int, _Sums] = {}
+
+    def add(self, table: pa.Table) -> None:
+        """Take in the next shard."""
+        shard = _Shard(table, self.n_units)
+        self._overall.add(shard, np.ones(shard.n, bool))
         for label in sorted({label for label in shard.labels if label is not None}):
             rows = np.array([found == label for found in shard.labels])
-            by_label.setdefault(label, _Sums(n_units)).add(shard, rows)
-    assert overall.n, group
-    classes = [
-        pa.table(
-            {**by_label[label].columns(group, like=overall), "label": np.full(n_units, label)}
-        ).select(CLASS_SCORES.names)
-        for label in sorted(by_label)
-    ]
-    labelled = sum(sums.n for sums in by_label.values()) == overall.n
-    strata = by_label.values() if balanced and labelled else ()
-    return (
-        pa.table(overall.columns(group, strata)).cast(SCORES),
-        pa.concat_tables(classes).cast(CLASS_SCORES) if classes else CLASS_SCORES.empty_table(),
-    )
+            self._by_label.setdefault(label, _Sums(self.n_units)).add(shard, rows)
+
+    def scores(self, balanced: bool) -> pa.Table:
+        """The group's rows of ``scores.parquet``; there has been a shard.
+
+        Args:
+            balanced: how many images there are of each label was fixed before they were drawn:
+                then only the spread within the labels is chance.
+        """
+        assert self._overall.n, self.group
+        labelled = sum(sums.n for sums in self._by_label.values()) == self._overall.n
+        strata = self._by_label.values() if balanced and labelled else ()
+        return pa.table(self._overall.columns(self.group, strata)).cast(SCORES)
+
+    def class_scores(self) -> pa.Table:
+        """The group's rows of ``class_scores.parquet``."""
+        classes = [
+            pa.table(
+                {
+                    **self._by_label[label].columns(self.group, like=self._overall),
+                    "label": np.full(self.n_units, label),
+                }
+            ).select(CLASS_SCORES.names)
+            for label in sorted(self._by_label)
+        ]
+        return (
+            pa.concat_tables(classes).cast(CLASS_SCORES) if classes else CLASS_SCORES.empty_table()
+        )
+
+
+def aggregate_group(
+    group: str, n_units: int, shards: Iterable[pa.Table], balanced: bool = False
+) -> tuple[pa.Table, pa.Table]:
+    """The rows of ``scores.parquet`` and ``class_scores.parquet`` that belong to one group; see
+    `GroupSums`.
+
+    Args:
+        shards: tables of the group, in image order.
+    """
+    sums = GroupSums(group, n_units)
+    for table in shards:
+        sums.add(table)
+    return sums.scores(balanced), sums.class_scores()
 
 
 def matrix(column: pa.ChunkedArray, n_units: int) -> np.ndarray:

@@ -27,6 +27,7 @@ _SAMPLING = SHARD.get_field_index("sampling")
 _WITHOUT_SAMPLING = SHARD.remove(_SAMPLING)  # what earlier versions wrote
 
 _FINGERPRINT, _GROUP, _ROWS = b"shapray.fingerprint", b"shapray.group", b"shapray.rows"
+_PRICE = b"shapray.price"  # earlier versions did not write it
 
 
 class UnsoundShard(ValueError):
@@ -42,15 +43,26 @@ def shard_path(group: str, first: int, last: int) -> str:
 
 
 def publish_shard(
-    store: RunDirectory, group: str, first: int, last: int, table: pa.Table, fingerprint: str
+    store: RunDirectory,
+    group: str,
+    first: int,
+    last: int,
+    table: pa.Table,
+    fingerprint: str,
+    price: str,
 ) -> int:
-    """Publish the rows of images ``first`` up to ``last`` of `group`; returns the bytes."""
+    """Publish the rows of images ``first`` up to ``last`` of `group`; returns the bytes.
+
+    Args:
+        price: in words, at which those that are not exact were sampled.
+    """
     assert table.num_rows == last - first, (table.num_rows, first, last)
     schema = SHARD.with_metadata(
         {
             _FINGERPRINT: fingerprint.encode(),
             _GROUP: group.encode(),
             _ROWS: str(table.num_rows).encode(),
+            _PRICE: price.encode(),
         }
     )
     return store.publish_table(shard_path(group, first, last), [table], schema)
@@ -92,14 +104,17 @@ def read_shard(
     first: int,
     image_ids: Sequence[str],
     fingerprint: str,
+    price: str | None = None,
 ) -> pa.Table:
     """The shard of the images `image_ids`, which begin at `first`, after checking it in full.
 
     The column `sampling`, which earlier versions did not write, is null then.
 
+    Args:
+        price: that it must have been sampled at, if it says so; None: at any.
     Raises:
-        UnsoundShard: absent, torn, changed bytes, or of another group, cut, set of images or
-            fingerprint; the message says which.
+        UnsoundShard: absent, torn, changed bytes, or of another group, cut, set of images,
+            fingerprint or price; the message says which.
     """
     path = shard_path(group, first, first + len(image_ids))
     data = store.read(path)
@@ -115,6 +130,9 @@ def read_shard(
         unknown = pa.nulls(table.num_rows, pa.string())
         table = table.add_column(_SAMPLING, SHARD.field(_SAMPLING), unknown)
     _check_shard(table, metadata, group, n_units, image_ids, fingerprint)
+    sampled_at = metadata.get(_PRICE, b"").decode(errors="replace")
+    if price is not None and sampled_at not in ("", price):
+        raise UnsoundShard(f"it was sampled by {sampled_at}, this run's price is {price}")
     return table
 
 

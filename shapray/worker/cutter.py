@@ -5,17 +5,19 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from shapray.engine.network_game import PROCESS_BYTES
 from shapray.engine.score import Scorer
 from shapray.errors import JobError
+from shapray.inputs.images import ImageSet
 from shapray.inputs.lazy import LazyImages
 from shapray.network.surgery import prune_model
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.criteria.inputs import AsScored
-from shapray.pruning.cuts import Cut
+from shapray.pruning.cuts import HELD_BACK, Cut
 from shapray.pruning.evaluate import IMAGES_AT_ONCE, count_macs, joined, tally
 from shapray.pruning.files import N_COMPARED, publish
 from shapray.pruning.latency import bearable_batch, compared_latency
@@ -115,13 +117,14 @@ class Cutter:
         return Latencies(task, {name: tuple(of[name] for of in timed) for name in networks})
 
     def cut(self, task: CutTask, say: Callable[[str], None]) -> CutMade:
-        made = self._network(task.cut, len(self.setup.calibration), task.folder, (), say)
+        made = self._network(task.cut, self._calibration(), task.folder, (), say)
         return CutMade(task, made.notes)
 
     def evaluate(self, task: EvaluateTask, say: Callable[[str], None]) -> Evaluation:
-        n_images = task.first if task.images == "calibration" else len(self.setup.calibration)
+        searching = task.images == "held_back"
+        repairing = self._not_held_back() if searching else self._calibration()
         formats, parts = self.setup.job.prune.export, []
-        made = self._network(task.cut, n_images, task.publish, formats, say)
+        made = self._network(task.cut, repairing, task.publish, formats, say)
         for first in range(task.first, task.last, IMAGES_AT_ONCE):
             last = min(first + IMAGES_AT_ONCE, task.last)
             images, labels = self._to_measure(task.images, first, last)
@@ -133,7 +136,7 @@ class Cutter:
     def _network(
         self,
         cut: Cut,
-        n_images: int,
+        repairing: tuple[LazyImages, Tensor | None],
         folder: str | None,
         formats: Sequence[str],
         say: Callable[[str], None],
@@ -141,14 +144,14 @@ class Cutter:
         """The network of a cut, kept for the next slice of images.
 
         Args:
-            n_images: so many calibration images make the repair.
+            repairing: images that make the repair, and their labels.
             folder: for its files; None if they are not kept.
             formats: of them, beside the weights.
             say: called with how far it is, now and then.
         """
         setup = self.setup
         if self._made is None or self._made.cut != cut.name:
-            images, labels = self._calibration(max(1, n_images) if cut.repair else 1)
+            images, labels = repairing
             prune, seed = setup.job.prune, setup.job.score.seed
             made = compressed(
                 self.whole,
@@ -190,13 +193,26 @@ class Cutter:
     def _folded(self) -> nn.Module:
         return self.scorer.folded.to(self.device)
 
-    def _calibration(self, n: int) -> tuple[LazyImages, Tensor | None]:
+    def _calibration(self, n: int | None = None) -> tuple[LazyImages, Tensor | None]:
         """Some calibration images and their labels, of all classes, on the worker's device; more of
-        them begin with the same."""
+        them begin with the same. All, unless told."""
+        n_all = len(self.setup.calibration)
+        return self._some(torch.arange(n_all if n is None else n))
+
+    def _not_held_back(self) -> tuple[LazyImages, Tensor | None]:
+        """The same without those that are held back."""
+        ids, held_back = self.setup.calibration.ids, self.setup.held_back
+        assert held_back is not None
+        out = set(held_back.ids)
+        order = shuffled(len(ids)).tolist()
+        return self._some(torch.tensor([n for n, i in enumerate(order) if ids[i] not in out]))
+
+    def _some(self, which: Tensor) -> tuple[LazyImages, Tensor | None]:
+        """Calibration images at places in the order in which they are taken."""
         labels = self.setup.calibration.labels
         if labels is not None:
-            labels = labels[shuffled(len(labels))[:n]].to(self.device)
-        return self._images.first(n), labels
+            labels = labels[shuffled(len(labels))[which]].to(self.device)
+        return self._images.some(which), labels
 
     @functools.cached_property
     def _images(self) -> LazyImages:
@@ -211,13 +227,18 @@ class Cutter:
         return memory - PROCESS_BYTES if self.device.type == "cpu" else memory
 
     def _to_measure(self, name: str, first: int, last: int) -> tuple[Tensor, Tensor]:
-        if name == "calibration":
-            images, targets = self._calibration(last)
-            assert targets is not None
-            return images[first:last], targets[first:last]
-        evaluation = self.setup.evaluation
-        assert evaluation.labels is not None
-        return evaluation.load(first, last), evaluation.labels[first:last]
+        images: ImageSet = getattr(self.setup, name)
+        assert images.labels is not None
+        pixels = self._held_back[first:last] if name == "held_back" else images.load(first, last)
+        return pixels, images.labels[first:last]
+
+    @functools.cached_property
+    def _held_back(self) -> LazyImages:
+        """A search measures on them again and again."""
+        images = self.setup.held_back
+        assert images is not None
+        room = int(self.room * IMAGES_SHARE / HELD_BACK)
+        return LazyImages(images, torch.arange(len(images)), self.device, room)
 
     @functools.cached_property
     def _n_repairable(self) -> int:

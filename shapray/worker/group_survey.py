@@ -248,7 +248,7 @@ class GroupSurvey:
 
         def write() -> None:
             rows = shard_table(group.name, ids, labels, estimates)
-            sizes[:1] = [publish_shard(store, group.name, 0, n_images, rows, "")]
+            sizes[:1] = [publish_shard(store, group.name, 0, n_images, rows, "", "")]
 
         def read() -> None:
             shard = read_shard(store, group.name, group.n_units, 0, ids, "")

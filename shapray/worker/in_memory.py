@@ -67,7 +67,7 @@ class InMemoryWorker:
 
     def choose_precision(self, task: PrecisionTask) -> str:
         """float32, tf32 or bfloat16, by measuring on this worker's device."""
-        return self.scorer.choose_precision()
+        return self.scorer.choose_precision(self.score_section)
 
     def pilot(self, task: PilotTask) -> Piloted:
         """What some images tell of a group."""

@@ -32,10 +32,12 @@ class SurveyTask:
     """Time everything; the work around the network at each of these numbers of permutations.
 
     Attributes:
+        n_images: so many calibration images may be looked at, the first ones.
         images: on which every group's pilot is made; none are, no pilots.
     """
 
     permutations: tuple[int, ...]
+    n_images: int
     images: tuple[int, ...] = ()
     cost: float = 0.0
 
@@ -62,7 +64,7 @@ class Surveyor:
         Raises:
             JobError: an image cannot be read.
         """
-        chosen, images, load = self._read()
+        chosen, images, load = self._read(task.n_images)
         start = self.stopwatch.now()
         parts = images.split(IMAGES_AT_ONCE)
         n_active = np.concatenate(
@@ -99,13 +101,14 @@ class Surveyor:
             pilots=pilots,
         )
 
-    def _read(self) -> tuple[np.ndarray, Tensor, float]:
+    def _read(self, most: int) -> tuple[np.ndarray, Tensor, float]:
         """Indices of the images to count, the images, and seconds to read one: of the wall clock,
         as reading waits."""
         calibration = self.setup.calibration
         few, many = COUNTED_IMAGES
-        n_counted = int(min(max(few, COUNTED_MACS // max(1, self.macs)), many, len(calibration)))
-        chosen = spread(calibration.labels, len(calibration), n_counted)
+        n_counted = int(min(max(few, COUNTED_MACS // max(1, self.macs)), many, most))
+        labels = None if calibration.labels is None else calibration.labels[:most]
+        chosen = spread(labels, most, n_counted)
         start = time.perf_counter()
         images = torch.cat([calibration.load(i, i + 1) for i in chosen.tolist()])
         return chosen, images, (time.perf_counter() - start) / n_counted
@@ -120,6 +123,7 @@ class Surveyor:
             self.example,
             self.device,
             job.cluster.memory_per_worker,
+            sampling=job.score,
         )
 
     def _evaluation(self, images: Tensor) -> tuple[float, float]:

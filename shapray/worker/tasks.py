@@ -22,13 +22,20 @@ from shapray.storage.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Setup:
-    """What every worker of a run is given, once."""
+    """What every worker of a run is given, once.
+
+    Attributes:
+        groups: those to score.
+        held_back: images on which a search for a size measures, of those that there are for
+            calibration; its repairs do without them. None if there is no search.
+    """
 
     job: Job
     model: nn.Module
-    groups: tuple[Group, ...]  # those to score
+    groups: tuple[Group, ...]
     calibration: ImageSet
     evaluation: ImageSet
+    held_back: ImageSet | None
     store: RunDirectory
 
 
@@ -36,7 +43,7 @@ class Setup:
 class InspectTask:
     """Read images ``first`` up to ``last`` of a set; count active units of calibration images."""
 
-    images: str  # "calibration" or "evaluation"
+    images: str  # "calibration", "evaluation" or "held_back"
     first: int
     last: int
     cost: float
@@ -48,7 +55,7 @@ class InspectTask:
 @dataclass(frozen=True)
 class Inspection:
     task: InspectTask
-    n_active: np.ndarray  # (n_images, n_groups) int32; no columns for evaluation images
+    n_active: np.ndarray  # (n_images, n_groups) int32; no columns but for calibration images
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ class EvaluateTask:
 
     Attributes:
         publish: folder of the run directory for the network's files; None if it is not kept.
-        images: "evaluation"; or "calibration", whose images before `first` make the repair then.
+        images: "evaluation"; or "held_back", which take no part in the repair then.
     """
 
     cut: Cut

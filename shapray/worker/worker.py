@@ -76,7 +76,7 @@ class Worker:
 
     def choose_precision(self, task: PrecisionTask) -> str:
         """float32, tf32 or bfloat16, by measuring on this worker's device."""
-        return self.scorer.choose_precision()
+        return self.scorer.choose_precision(self.setup.job.score)
 
     def pilot(self, task: PilotTask) -> Piloted:
         """What some images tell of a group.
@@ -108,7 +108,13 @@ class Worker:
         evaluating = time.monotonic() - before
         table = shard_table(task.group, ids, labels, estimates)
         n_bytes = publish_shard(
-            self.setup.store, task.group, task.first, task.last, table, task.fingerprint
+            self.setup.store,
+            task.group,
+            task.first,
+            task.last,
+            table,
+            task.fingerprint,
+            str(task.price),
         )
         return Receipt(
             task=task,

@@ -18,6 +18,7 @@ from shapray.driver.explaining_costs import ExplainingCosts
 from shapray.driver.forecast import Forecast, make_forecast
 from shapray.driver.prediction import makespan
 from shapray.driver.preview import parse_time
+from shapray.driver.prices import read_prices
 from shapray.driver.tasks import evaluated_slices
 from shapray.errors import JobError
 from shapray.run import main
@@ -69,10 +70,21 @@ def test_the_run_does_what_the_plan_counted(tmp_path, memory, forecast):
         len(evaluated_slices(n_images, repaired)) for repaired in forecast.repaired
     )
     assert any(0 < group.exact < 1 for group in prediction.groups), "both estimators are at work"
-    prices = memory.read_table("prices.parquet").to_pylist()
-    assert [(row["group"], row["permutations"], row["n_images"]) for row in prices] == [
-        (group.name, group.price.price.permutations, 24) for group in prediction.groups
-    ]
+    prices = read_prices(memory)
+    assert prices == {group.name: group.price for group in prediction.groups}
+    assert {found.n_images for found in prices.values()} == {24}
+
+
+@pytest.mark.parametrize("asked", ["auto", 2])
+def test_a_plan_with_images_to_spare_has_the_prices_of_the_run(tmp_path, memory, asked):
+    score = MIXED | {"groups": ["conv3", "fc1"], "permutations": asked, "target_error": 0.9}
+    path = write_job(tmp_path, score=score, output=OUTPUT)
+    to_spare = "data.calibration.limit=auto"
+    planned = make_forecast(load_job(path, [to_spare]), (2, 4)).at(asked).groups
+    assert main([str(path), to_spare, *SCORED]) == 0
+    assert {name: found.price for name, found in read_prices(memory).items()} == {
+        group.name: group.price.price for group in planned
+    }
 
 
 def test_a_plan_says_what_it_is_and_leaves_nothing(tmp_path, memory, capsys):
@@ -223,7 +235,9 @@ def costs(forecast, **settings):
     """Of what comes behind the scores, with other settings of the section `prune`."""
     job = forecast.planned.setup.job
     prune = Prune(**{"criteria": [], "repair": []} | settings)
-    setup = replace(forecast.planned.setup, job=job.model_copy(update={"prune": prune}))
+    job = job.model_copy(update={"prune": prune})
+    held_back = forecast.planned.setup.calibration.first(4) if prune.min_accuracy else None
+    setup = replace(forecast.planned.setup, job=job, held_back=held_back)
     return CuttingCosts(
         replace(forecast.planned, setup=setup),
         forecast.survey,

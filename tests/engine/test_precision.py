@@ -9,6 +9,7 @@ from cases import Case, assert_near, case, chains, draw
 
 from shapray.engine.network_game import NetworkGame
 from shapray.engine.precision import NEAR, choose_precision, standard_errors_off
+from shapray.shapley.estimators import Settings
 
 
 def test_bfloat16_is_near_float32(network):
@@ -126,6 +127,30 @@ def test_bfloat16_that_is_far_off_is_not_chosen_however_fast():
 
         asked = network.folded, groups, network.example, "cpu", 2**31, Stopwatch(0.1), off
         assert choose_precision(*asked) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        (Settings("hybrid", 8), "bfloat16"),
+        (Settings("hybrid", "auto"), "bfloat16"),
+        (Settings("hybrid", 64), "float32"),  # its standard errors are smaller
+        (Settings("exact"), "float32"),  # it has none
+    ],
+)
+def test_the_jobs_own_standard_errors_count(asked, chosen):
+    network = case("Residual")
+    found = choose_precision(
+        network.folded,
+        [network.group(name) for name in LONG_TAILS],
+        network.example,
+        "cpu",
+        2**31,
+        Stopwatch(0.1),
+        lambda *_: 0.5 * NEAR,
+        sampling=asked,
+    )
+    assert found == chosen
 
 
 def test_how_far_values_are_off_is_measured_in_standard_errors():

@@ -40,6 +40,30 @@ def test_callable_of_images_only_has_no_labels():
     assert callable_set([(pixels(0), 5)], label_column=None).labels is None
 
 
+class Counting:
+    """Items that count how often they are opened; `told` are the labels that it says it has."""
+
+    def __init__(self, told):
+        self.targets, self.opened = told, []
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, row):
+        self.opened.append(row)
+        return pixels(row), row % 5
+
+
+@pytest.mark.parametrize(
+    ("told", "most"), [([i % 5 for i in range(50)], 5), ([7] * 50, 60), ("unknown", 60)]
+)
+def test_items_stay_closed_where_the_data_set_tells_its_labels(told, most):
+    items = Counting(told)
+    images = callable_set(items)
+    assert images.labels.tolist() == [i % 5 for i in range(50)]
+    assert len(items.opened) <= most
+
+
 def test_callable_mistakes():
     with pytest.raises(JobError, match=r"image '1' has label 'dog'; labels are integers"):
         callable_set([(pixels(0), 1), (pixels(1), "dog")])

@@ -48,6 +48,20 @@ def test_limit_is_balanced_exact_and_in_order(tmp_path):
     assert len(parquet(path, limit=1000)) == 63
 
 
+def test_with_images_to_spare_the_first_are_of_classes_drawn_from_all(tmp_path):
+    path = write_parquet(
+        tmp_path / "x.parquet",
+        n=120,
+        label=[i // 3 for i in range(120)],  # 40 classes of 3 images
+        image=[encoded(pixels(i % 7)) for i in range(120)],
+    )
+    images = parquet(path, limit="auto")
+    turns = images.labels.view(3, 40)
+    assert all(len(set(turn.tolist())) == 40 for turn in turns)
+    assert turns[0, :10].max() > 20  # not those with the lowest numbers
+    assert set(images.ids[:40]) == set(parquet(path, limit=40).ids)
+
+
 def test_limit_depends_on_seed_ids_and_labels_only(tmp_path):
     order = np.random.default_rng(0).permutation(12)
     straight = write_parquet(tmp_path / "straight.parquet")

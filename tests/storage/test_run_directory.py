@@ -51,14 +51,14 @@ def store(request, tmp_path):
 
 
 def published(store):
-    publish_shard(store, GROUP, 6, 9, shard(), FINGERPRINT)
+    publish_shard(store, GROUP, 6, 9, shard(), FINGERPRINT, "8 pairs")
     return shard_path(GROUP, 6, 9)
 
 
 def test_a_shard_comes_back_as_it_was_written(store):
     path = published(store)
     assert list_shards(store) == {path}
-    table = read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT)
+    table = read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT, "8 pairs")
     assert table.equals(shard())
     assert table["standard_error"][1].as_py() == [None] * 4  # not measured: null, not NaN
 
@@ -76,13 +76,14 @@ def test_a_shard_is_plain_parquet_with_the_documented_columns(tmp_path):
     assert "float" in types["shapley_value"]
 
 
-def test_a_shard_of_before_the_column_sampling_is_sound(store):
+def test_a_shard_of_before_the_column_sampling_and_the_price_is_sound(store):
     """The fingerprint is the same, so a run that was begun then goes on."""
     path, new = published(store), SHARD.get_field_index("sampling")
     metadata = pq.read_schema(io.BytesIO(store.read(path))).metadata
+    metadata = {key: value for key, value in metadata.items() if key != b"shapray.price"}
     earlier = SHARD.remove(new).with_metadata(metadata)
     store.publish_table(path, [shard().drop_columns("sampling")], earlier)
-    table = read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT)
+    table = read_shard(store, GROUP, 4, 6, IDS, FINGERPRINT, "8 pairs")
     assert table.schema.equals(SHARD)
     assert table["sampling"].null_count == 3
     assert table.drop_columns("sampling").equals(shard().drop_columns("sampling"))
@@ -130,6 +131,7 @@ def test_flipped_bytes_never_give_other_values(store):
         ({"image_ids": ["cat-1", "dog-2", "ship/4"]}, "other images"),
         ({"image_ids": ["cat-1", "ship/3", "dog-2"]}, "other images"),
         ({"n_units": 5}, "has .4. entries; the group has 5"),
+        ({"price": "4 pairs"}, "sampled by 8 pairs, this run's price is 4 pairs"),
     ],
 )
 def test_a_sound_shard_of_something_else_is_refused(store, change, why):
@@ -155,7 +157,7 @@ def test_an_absent_shard_is_refused(store):
 @pytest.mark.parametrize("group", ["../../etc", "/root", "a/b", "..", "x%2F..", "naïve ü", "a\\b"])
 def test_no_group_name_leaves_the_shard_folder(tmp_path, group):
     store = RunDirectory(str(tmp_path / "run"))
-    publish_shard(store, group, 0, 3, shard(group), FINGERPRINT)
+    publish_shard(store, group, 0, 3, shard(group), FINGERPRINT, "8 pairs")
     (folder,) = (tmp_path / "run" / "shards").iterdir()
     assert folder.name.startswith("group=")
     assert [path.parent for path in tmp_path.rglob("*.parquet")] == [folder]

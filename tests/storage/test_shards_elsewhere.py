@@ -54,7 +54,7 @@ def run(request, tmp_path):
     publish_columns(store, names)
     for group in names:
         for first in (0, 2):
-            publish_shard(store, group, first, first + 2, shard(group), "f" * 64)
+            publish_shard(store, group, first, first + 2, shard(group), "f" * 64, "")
     return tmp_path / "run", sorted(names)
 
 

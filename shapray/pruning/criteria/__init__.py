@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shapray.engine.arithmetic import float32_products
 from shapray.inputs.lazy import Pixels
 from shapray.network.group import Group
 from shapray.pruning.criteria.activity import apoz
@@ -71,6 +72,7 @@ CRITERIA: Mapping[str, Criterion] = {
 MEMORY = 2**32
 
 
+@float32_products()
 def criterion(
     name: str,
     model: nn.Module,

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from shapray.engine.arithmetic import float32_products
 from shapray.inputs.lazy import Pixels
 
 LARGEST = 2**30  # bytes
 
 
+@float32_products()
 def batchnorm(
     cut: nn.Module,
     images: Pixels,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from shapray.engine.arithmetic import float32_products
 from shapray.engine.trace import fold
 from shapray.network.group import Group
 from shapray.network.silence import read_channels, silenced
@@ -35,6 +36,7 @@ def counts(n_units: int) -> list[int]:
     return sorted({min(n_units - 1, round(n_units * i / POINTS)) for i in range(POINTS + 1)})
 
 
+@float32_products()
 def loss_curves(
     model: nn.Module,
     group: Group,

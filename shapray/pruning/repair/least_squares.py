@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from shapray.engine.arithmetic import float32_products
 from shapray.engine.trace import fold
 from shapray.network.group import Group
 from shapray.network.silence import read_channels, silenced
@@ -47,6 +48,7 @@ class Refitted:
     left_out: dict[str, str]
 
 
+@float32_products()
 def least_squares(
     whole: nn.Module,
     start: nn.Module,
