@@ -35,6 +35,7 @@ from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.choose import choose_groups
 from shapray.inputs.images import check_labels
+from shapray.inputs.model import ReadModel
 from shapray.network.consumers import count_active
 from shapray.network.find import find_groups
 from shapray.network.group import Group
@@ -130,7 +131,7 @@ class Prepared:
     """A scoring whose arguments have been checked.
 
     Attributes:
-        model: the copy that is scored.
+        read: the copy that is scored, and what about it is not as it was given.
         images: all of them, with the labels if there are any.
         asked, cluster: how it is scored.
         in_process: without Ray.
@@ -140,7 +141,7 @@ class Prepared:
         n_active: (n_images, n_scored).
     """
 
-    model: nn.Module
+    read: ReadModel
     images: ImagesInMemory
     asked: Score
     cluster: Cluster
@@ -148,6 +149,10 @@ class Prepared:
     groups: tuple[Group, ...]
     tail_macs: dict[str, int]
     n_active: np.ndarray
+
+    @property
+    def model(self) -> nn.Module:
+        return self.read.network
 
     @property
     def scored(self) -> list[Group]:
@@ -163,6 +168,8 @@ class Prepared:
         scored, asked, cluster = self.scored, self.asked, self.cluster
         make = functools.partial(InMemoryWorker, self.model, scored, self.images, asked, cluster)
         console = PlainConsole(quiet=not progress)
+        for note in self.read.notes:
+            console.print(f"model: {note}")
         with ExitStack() as stack:
             stack.enter_context(named_as_arguments())  # what only a worker finds, as a device
             stack.enter_context(_threads_kept())
@@ -216,8 +223,9 @@ def prepared(
                 f"estimator is {asked.estimator}, permutations is {asked.permutations}; auto "
                 f"chooses them for {FEWEST_IMAGES} images or more, found {len(held)}"
             )
-        copied = scorable(model)
         few = held.pixels[:CHECK_IMAGES]
+        read = scorable(model, few)
+        copied = read.network
         n_classes = about("model", lambda: probe(copied, few))
         check_labels(held.labels, held.ids, n_classes, "labels")
         about("value", lambda: check_outputs(asked.value, n_classes))
@@ -236,7 +244,7 @@ def prepared(
         if asked.estimator == "exact":
             names = [group.name for group in scored]
             about("estimator", lambda: check_enumerable(n_active, held.ids, names))
-    return Prepared(copied, held, asked, cluster, workers is None, checked, tail_macs, n_active)
+    return Prepared(read, held, asked, cluster, workers is None, checked, tail_macs, n_active)
 
 
 @contextmanager

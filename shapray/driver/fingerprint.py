@@ -18,10 +18,12 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     `score.groups` is not in it: a shard belongs to one group, whichever others are scored.
     """
     job = inputs.job
+    output = {} if job.model.output is None else {"model.output": job.model.output}
     score = job.score.model_dump(mode="json", exclude={"groups", "precision"})
     return {
         "model.factory": job.model.factory,
         "model.kwargs": recordable(job.model.kwargs),
+        **output,
         "model.weights": weights_digest(inputs.model),
         "data.calibration": inputs.calibration.digest(),
         **{f"score.{key}": value for key, value in score.items()},

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from shapray.config import Job
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet, check_disjoint, check_labels, open_images
-from shapray.inputs.model import build_model
+from shapray.inputs.model import read_model
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import ForwardError, probe
@@ -22,12 +22,14 @@ class Inputs:
     """What a job names, opened.
 
     Attributes:
+        notes: what about the network is not as the user wrote it, a line each.
         groups: all of the network; those that cannot be scored say why.
         n_classes: outputs of the network.
     """
 
     job: Job
     model: nn.Module
+    notes: tuple[str, ...]
     groups: tuple[Group, ...]
     n_classes: int
     calibration: ImageSet
@@ -43,7 +45,8 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
     """
     calibration = open_images(job.data.calibration, job.data.transform, "data.calibration")
     example = calibration.load(0, 1)
-    model = build_model(job.model, example=example)
+    read = read_model(job.model, example=example)
+    model = read.network
     evaluation = open_images(job.data.evaluation, job.data.transform, "data.evaluation")
     if calibration.labels is None and job.score.value not in WITHOUT_LABELS:
         raise JobError(
@@ -75,7 +78,7 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
             f"data.class_names: {len(job.data.class_names)} names; the network has {n_classes} "
             "outputs, and each has one"
         )
-    return Inputs(job, model, tuple(groups), n_classes, calibration, evaluation, store)
+    return Inputs(job, model, read.notes, tuple(groups), n_classes, calibration, evaluation, store)
 
 
 def class_names(
