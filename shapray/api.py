@@ -43,7 +43,6 @@ from shapray.network.probe import probe
 from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.shapley.estimators import check_enumerable
 from shapray.shapley.pilot import FEWEST_IMAGES
-from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
 from shapray.worker.in_memory import ImagesInMemory, InMemoryWorker, Rows
 from shapray.worker.tasks import PrecisionTask
@@ -228,7 +227,6 @@ def prepared(
         copied = read.network
         n_classes = about("model", lambda: probe(copied, few))
         check_labels(held.labels, held.ids, n_classes, "labels")
-        about("value", lambda: check_outputs(asked.value, n_classes))
         found = about("model", lambda: find_groups(copied, few[:1]))
         checked, tail_macs = about(
             "groups", lambda: choose_groups(copied, found, few, asked.groups, asked.seed)

@@ -11,7 +11,7 @@ from shapray.inputs.model import read_model
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import ForwardError, probe
-from shapray.shapley.values import WITHOUT_LABELS, check_outputs
+from shapray.shapley.values import WITHOUT_LABELS
 from shapray.storage.run_directory import RunDirectory
 
 CHECK_IMAGES = 4  # on which a network is probed, and masked and pruned must agree
@@ -69,10 +69,6 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
         raise JobError(f"model.factory: {error}{_mode_hint(error, images)}") from error
     check_labels(calibration.labels, calibration.ids, n_classes, "data.calibration")
     check_labels(evaluation.labels, evaluation.ids, n_classes, "data.evaluation")
-    try:
-        check_outputs(job.score.value, n_classes)
-    except ValueError as error:
-        raise JobError(f"score.value: {error}") from error
     if job.data.class_names is not None and len(job.data.class_names) != n_classes:
         raise JobError(
             f"data.class_names: {len(job.data.class_names)} names; the network has {n_classes} "
