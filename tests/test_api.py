@@ -388,3 +388,14 @@ def test_rounds_that_cannot_be(digits, changes, message):
     images, labels = given(calibration)
     with pytest.raises(ValueError, match=message):
         shapray.compress(model, images, labels, groups="conv3", **SETTINGS, **changes)
+
+
+def test_wrappers_around_a_network_are_taken_off(digits):
+    _, model, calibration, _ = digits
+    images, labels = (tensor[:4] for tensor in given(calibration))
+    wrapped = torch.nn.DataParallel(torch.compile(model))
+    found = shapray.score(wrapped, images, labels, groups="fc1", **SETTINGS)
+    right = shapray.score(model, images, labels, groups="fc1", **SETTINGS)
+    assert found.scores.equals(right.scores)
+    small = shapray.prune(wrapped, {"fc1": [3]}, images[:1])
+    assert type(small) is type(model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shapray.constants.proof import run_alone, same_outputs
+from shapray.constants.proof import gives, in_float64, outputs_of
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -45,16 +45,16 @@ def plain_convolution(layer: nn.Module) -> nn.Conv2d | None:
         return None
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None
-    images = list(_images(layer))
-    caught = [_convolution(layer, batch) for batch in images]
-    if any(found is None or not found.same_numbers(caught[0]) for found in caught):
+    exact, images = in_float64(layer), list(_images(layer))
+    with _Catching() as catching:
+        right = [outputs_of(exact, batch) for batch in images]
+    caught = catching.caught
+    if len(caught) != len(images) or not all(map(caught[0].same_numbers, caught)):
         return None
-    first = caught[0]
-    assert first is not None
-    if first.weight.shape != layer.weight.shape:
+    if caught[0].weight.shape != layer.weight.shape:
         return None
-    for candidate in _candidates(layer, first, images[0]):
-        if same_outputs(layer, candidate, images):
+    for candidate in _candidates(layer, exact.weight, caught[0], images[0]):
+        if gives(candidate, images, right):
             return candidate
     return None
 
@@ -87,13 +87,10 @@ class _Convolution:
         self.weight, self.bias = weight, bias
         self.stride, self.padding, self.dilation, _, _, self.groups = rest
 
-    def same_numbers(self, other: "_Convolution | None") -> bool:
-        if other is None or (self.bias is None) != (other.bias is None):
-            return False
-        pairs = [(self.weight, other.weight)]
-        if self.bias is not None and other.bias is not None:
-            pairs.append((self.bias, other.bias))
-        return all(torch.equal(mine, its) for mine, its in pairs)
+    def same_numbers(self, other: "_Convolution") -> bool:
+        if self.bias is None or other.bias is None:
+            return self.bias is other.bias and torch.equal(self.weight, other.weight)
+        return torch.equal(self.weight, other.weight) and torch.equal(self.bias, other.bias)
 
 
 class _Catching(TorchDispatchMode):
@@ -110,14 +107,9 @@ class _Catching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _convolution(layer: nn.Conv2d, images: Tensor) -> _Convolution | None:
-    """The only convolution that the layer makes of an image."""
-    with _Catching() as catching:
-        outputs = run_alone(layer, images)
-    return catching.caught[0] if outputs is not None and len(catching.caught) == 1 else None
-
-
-def _candidates(layer: nn.Conv2d, found: _Convolution, images: Tensor) -> Iterator[nn.Conv2d]:
+def _candidates(
+    layer: nn.Conv2d, own_weight: Tensor, found: _Convolution, images: Tensor
+) -> Iterator[nn.Conv2d]:
     """Plain convolutions that may do what the layer did to these images."""
     around = [
         own + (size - given) // 2
@@ -125,7 +117,7 @@ def _candidates(layer: nn.Conv2d, found: _Convolution, images: Tensor) -> Iterat
     ]
     yield _made(nn.Conv2d, layer, found, padding=layer.padding, padding_mode=layer.padding_mode)
     yield _made(nn.Conv2d, layer, found, padding=tuple(around))
-    if torch.equal(found.weight, layer.weight.cpu().double()):
+    if torch.equal(found.weight, own_weight):
         return  # the user's own class is as good as this one
     yield _made(SamePaddedConv2d, layer, found, padding=0)
 
