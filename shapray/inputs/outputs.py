@@ -66,8 +66,8 @@ def read_logits(network: nn.Module, image: Tensor, output: str | None = None) ->
         else:
             taken, choices = _chosen(found, output), _choices(found)
             said.append(
-                f"the network returns a {type(found).__name__}; of its outputs "
-                f"({some(list(choices))}) {taken} is read"
+                f"of the network's outputs, {some(list(choices))} ({type(found).__name__}), "
+                f"{taken} is read"
             )
             found = choices[taken]
         one_logit = found.shape in ((2, 1), (2,)) and found.is_floating_point()
