@@ -35,6 +35,7 @@ from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks
 from shapray.engine.choose import choose_groups
 from shapray.inputs.images import check_labels
+from shapray.inputs.model import ReadModel
 from shapray.network.consumers import count_active
 from shapray.network.find import find_groups
 from shapray.network.group import Group
@@ -42,7 +43,6 @@ from shapray.network.probe import probe
 from shapray.pruning.evaluate import IMAGES_AT_ONCE
 from shapray.shapley.estimators import check_enumerable
 from shapray.shapley.pilot import FEWEST_IMAGES
-from shapray.shapley.values import check_outputs
 from shapray.storage.aggregate import aggregate_group
 from shapray.worker.in_memory import ImagesInMemory, InMemoryWorker, Rows
 from shapray.worker.tasks import PrecisionTask
@@ -130,7 +130,7 @@ class Prepared:
     """A scoring whose arguments have been checked.
 
     Attributes:
-        model: the copy that is scored.
+        read: the copy that is scored, and what about it is not as it was given.
         images: all of them, with the labels if there are any.
         asked, cluster: how it is scored.
         in_process: without Ray.
@@ -140,7 +140,7 @@ class Prepared:
         n_active: (n_images, n_scored).
     """
 
-    model: nn.Module
+    read: ReadModel
     images: ImagesInMemory
     asked: Score
     cluster: Cluster
@@ -148,6 +148,10 @@ class Prepared:
     groups: tuple[Group, ...]
     tail_macs: dict[str, int]
     n_active: np.ndarray
+
+    @property
+    def model(self) -> nn.Module:
+        return self.read.network
 
     @property
     def scored(self) -> list[Group]:
@@ -163,6 +167,8 @@ class Prepared:
         scored, asked, cluster = self.scored, self.asked, self.cluster
         make = functools.partial(InMemoryWorker, self.model, scored, self.images, asked, cluster)
         console = PlainConsole(quiet=not progress)
+        for note in self.read.notes:
+            console.print(f"model: {note}")
         with ExitStack() as stack:
             stack.enter_context(named_as_arguments())  # what only a worker finds, as a device
             stack.enter_context(_threads_kept())
@@ -217,11 +223,11 @@ def prepared(
                 f"estimator is {asked.estimator}, permutations is {asked.permutations}; auto "
                 f"chooses them for {FEWEST_IMAGES} images or more, found {len(held)}"
             )
-        copied = scorable(model)
         few = held.pixels[:CHECK_IMAGES]
+        read = scorable(model, few)
+        copied = read.network
         n_classes = about("model", lambda: probe(copied, few))
         check_labels(held.labels, held.ids, n_classes, "labels")
-        about("value", lambda: check_outputs(asked.value, n_classes))
         found = about("model", lambda: find_groups(copied, few[:1]))
         checked, tail_macs = about(
             "groups", lambda: choose_groups(copied, found, few, asked.groups, asked.seed)
@@ -237,7 +243,7 @@ def prepared(
         if asked.estimator == "exact":
             names = [group.name for group in scored]
             about("estimator", lambda: check_enumerable(n_active, held.ids, names))
-    return Prepared(copied, held, asked, cluster, workers is None, checked, tail_macs, n_active)
+    return Prepared(read, held, asked, cluster, workers is None, checked, tail_macs, n_active)
 
 
 @contextmanager

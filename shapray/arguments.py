@@ -1,6 +1,5 @@
 """What a caller gave, checked: what the rooms below say of a job's keys, said of arguments."""
 
-import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from shapray.config import Cluster, Prune, Score, explain
+from shapray.constants.place import copied
+from shapray.constants.wrappers import unwrapped
+from shapray.inputs.model import ReadModel, made_plain
 from shapray.shapley.values import WITHOUT_LABELS
 from shapray.worker.in_memory import ImagesInMemory
 
@@ -146,13 +148,20 @@ def kind_of(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def scorable(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, float32, on the CPU."""
-    return copy.deepcopy(network_of(model)).to("cpu", torch.float32).eval()
+def scorable(model: Any, images: Tensor) -> ReadModel:
+    """A copy in eval mode, float32, on the CPU, constants in plain layers, logits out.
+
+    Args:
+        images: (n, channels, height, width) float32 on the CPU, of which one is passed through.
+    Raises:
+        ValueError: it is no network, or what it returns cannot be read.
+    """
+    network = network_of(model).to("cpu", torch.float32).eval()
+    return ReadModel(network, tuple(about("model", lambda: made_plain(network, images[:1], None))))
 
 
 def network_of(model: Any) -> nn.Module:
-    """Raises ValueError for what is no network."""
+    """A copy, without wrappers; raises ValueError for what is no network."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: a torch.nn.Module is needed, found {kind_of(model)}")
-    return model
+    return unwrapped(copied(model))

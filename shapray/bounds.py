@@ -55,6 +55,13 @@ Wanted = Annotated[
         lambda value: isinstance(value, str) or abs(value) < 2**63,
     ),
 ]
+Output = Annotated[
+    str | int,
+    such(
+        "expected an output's name, or its place from 0",
+        lambda found: found.strip() if isinstance(found, str) else found >= 0,
+    ),
+]
 Seed = Annotated[int, whole(0, 2**63 - 1)]
 Count = Annotated[int, whole(1, 2**31 - 1)]
 Side = Annotated[int, whole(1, 2**14)]  # in pixels

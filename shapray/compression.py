@@ -1,6 +1,5 @@
 """The public functions behind the scores: plan a cut, make it, repair it, or all at once."""
 
-import copy
 import glob
 import warnings
 from collections import Counter
@@ -24,6 +23,8 @@ from shapray.arguments import (
 from shapray.config import Cluster, Prune, Score
 from shapray.config.prune import TARGETS
 from shapray.driver.console import PlainConsole
+from shapray.inputs.model import made_plain
+from shapray.inputs.outputs import own
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
 from shapray.network.group import Group
@@ -105,7 +106,8 @@ def plan(
             f"model, images: both are needed for {key}: {share}, allocation: {asked.allocation}, "
             f"rank_by: {', '.join(asked.rank_by)}; a ratio of the units by their scores needs none"
         )
-    whole, pixels = scorable(model), pixels_of(images)
+    pixels = pixels_of(images)
+    whole = scorable(model, pixels).network
     chooser = _chooser(asked, n_units, whole, pixels)
     ranking, losses = ranked(chooser, scores.scores, whole, pixels, labels_of(labels, len(pixels)))
     return chooser.choose(ranking, losses, key, share)
@@ -145,13 +147,15 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
             f"example: one image (1, channels, height, width) is needed, found {kind_of(example)}; "
             "images[:1] is one"
         )
+    image = pixels_of(example)
+    _check_cut(scorable(model, image).network, cut, image)
     network = network_of(model)
-    _check_cut(scorable(network), cut, pixels_of(example))
-    own = example.to(like(network))
-    pruned = about("cut", lambda: prune_model(network, own, cut))
-    if said := str(drop_unreached(pruned, network, own)):
+    image = image.to(like(network))
+    made_plain(network, image, None)
+    pruned = about("cut", lambda: prune_model(network, image, cut))
+    if said := str(drop_unreached(pruned, network, image)):
         warnings.warn(said, stacklevel=2)
-    return pruned
+    return own(pruned)
 
 
 def repair(
@@ -183,7 +187,7 @@ def repair(
     made = _repaired(model, cut, images, labels, seed, settings, console)
     for note in made.notes:
         warnings.warn(note, stacklevel=2)
-    return made.network
+    return own(made.network)
 
 
 def _repaired(
@@ -197,9 +201,9 @@ def _repaired(
 ) -> Compressed:
     check_known(settings, REPAIRING)
     asked = section_of(Prune, settings)
-    network, pixels = network_of(model), pixels_of(images)
-    device = like(network).device
-    whole = scorable(network)
+    pixels = pixels_of(images)
+    whole = scorable(model, pixels).network
+    device = like(model).device
     groups = _check_cut(whole, cut, pixels[:1])
     targets, order = labels_of(labels, len(pixels)), shuffled(len(pixels))  # as a job takes them
     return about(
@@ -272,12 +276,12 @@ def compress(
     console.print(f"{n_removed} of {n_units} units removed, {_in_words(repairing)}")
     for line in (*made.done, *made.notes):
         console.print(line)
-    whole = copy.deepcopy(network_of(model)).eval().float()
+    whole = first.model.to(example.device)
     for title, before, after in zip(
         ("parameters", "multiply-adds"), count_macs(whole, example), count_macs(small, example)
     ):
         console.print(f"{title}: {before:,} -> {after:,} ({after / before:.1%})")
-    return small
+    return own(small)
 
 
 def _in_rounds(
@@ -320,7 +324,7 @@ def _in_rounds(
                 reason = reasons.get(name, "it is not found any more")
                 console.print(f"round {number}: group {name} keeps what it has: {reason}")
         chooser = first.after(cut, scored)
-        left = scorable(made.network)
+        left = scorable(made.network, pixels).network
         own, losses = ranked(chooser, scores.scores, left, pixels, targets, memory)
         decision = Decision(number, chooser, of_the_whole(own, first.n_units, cut), losses)
     return decision.cut(last)

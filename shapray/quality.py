@@ -1,6 +1,5 @@
 """The public function that measures a network: how good and how big it is."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from shapray.arguments import about, labels_of, named_as_arguments, network_of, pixels_of
 from shapray.inputs.images import check_labels
+from shapray.inputs.outputs import read_logits
 from shapray.network.probe import probe
 from shapray.pruning.evaluate import IMAGES_AT_ONCE, Interval, count_macs, joined, tally
 
@@ -51,12 +51,13 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor | Sequence[int]) -
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    network, pixels = copy.deepcopy(network_of(model)).eval(), pixels_of(images)
+    network, pixels = network_of(model).eval(), pixels_of(images)
     targets = labels_of(labels, len(pixels))
     if targets is None:
         raise ValueError("labels: None, and accuracy is measured with them")
     own = like(network)
     pixels, example = pixels.to(own.dtype), pixels[:1].to(own)
+    about("model", lambda: read_logits(network, example))
     n_classes = about("images", lambda: probe(network, example))
     with named_as_arguments():
         check_labels(targets, [str(i) for i in range(len(pixels))], n_classes, "labels")

@@ -9,6 +9,8 @@ import pytest
 import torch
 from networks import NETWORKS, randomise
 from tiny import SCORED, Bright, write_job
+from torch.nn.utils import weight_norm
+from torchvision.ops import FrozenBatchNorm2d
 
 import shapray
 from shapray.config import load_job
@@ -228,15 +230,52 @@ def test_images_that_the_network_changes_in_place_stay_as_they_were(digits):
     assert np.abs(difference).max() < 1e-4
 
 
-def test_one_output_has_nothing_to_compare_with():
+def test_one_logit_is_scored_for_label_1_and_against_label_0():
     model = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 1)
     )
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"^value: neg_cross_entropy compares outputs.* has 1"):
-        shapray.score(model, images, [0] * 4, **SETTINGS)
-    scores = shapray.score(model, images, [0] * 4, value="target_logit", **SETTINGS)
-    assert (scores.scores["mean_abs"].to_numpy() > 0).any()
+    settings = {"value": "logit_margin", "estimator": "exact", **SETTINGS}
+    for_1, for_0 = (
+        shapray.score(model, images, [label] * 4, **settings).scores["mean"].to_numpy()
+        for label in (1, 0)
+    )
+    logits = model(images).detach()[:, 0] - model[3].bias.detach()
+    assert np.isclose(for_1.sum(), logits.mean(), rtol=1e-4)
+    assert np.allclose(for_0, -for_1)
+    quality = shapray.evaluate(model, images, (model(images)[:, 0] > 0).long())
+    assert quality.top1 == 1
+    with pytest.raises(ValueError, match=r"^labels: "):
+        shapray.score(model, images, [2] * 4, **settings)
+
+
+def test_the_smaller_network_is_of_the_users_class_and_outputs():
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = weight_norm(torch.nn.Conv2d(3, 6, 3))
+            self.norm = FrozenBatchNorm2d(6)
+            self.fc = torch.nn.Linear(6, 3)
+
+        def forward(self, x):
+            features = self.norm(self.conv(x)).relu().mean((2, 3))
+            return {"features": features, "logits": self.fc(features)}
+
+    model, images = Both(), torch.randn(12, 3, 8, 8)
+    names = list(model.state_dict())
+    small = shapray.compress(model, images, ratio=0.5, repair=["batchnorm"], **SETTINGS)
+    cut = shapray.prune(model, {"conv": [0, 5]}, images[:1])
+    assert type(small) is type(cut) is Both
+    assert small(images)["features"].shape == (12, 3)
+    assert cut(images)["features"].shape == (12, 4)
+    assert type(cut.norm) is torch.nn.BatchNorm2d
+    assert list(model.state_dict()) == names  # left as it is
+    both = (model(images), cut(images))
+    kept = [found["features"] for found in both]
+    torch.testing.assert_close(kept[0][:, 1:5], kept[1])
+    found = shapray.evaluate(small, images, torch.zeros(12, dtype=torch.int64))
+    assert found.n_images == 12
 
 
 def test_a_head_that_only_training_uses_is_dropped_with_a_word(digits):
@@ -328,18 +367,6 @@ def test_what_cannot_be_is_said_before_anything_is_scored(digits, capsys, change
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["leave_one_out", "taylor", "jacobian"])
-def test_a_criterion_that_compares_outputs_wants_two(capsys, name):
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 1)
-    )
-    asked = {"value": "target_logit", "ratio": 0.5, "rank_by": name}
-    message = f"^rank_by: criterion {name} is by the cross-entropy of two outputs or more"
-    with pytest.raises(ValueError, match=message):
-        shapray.compress(network, torch.randn(9, 3, 8, 8), [0] * 9, **asked, **SETTINGS)
-    assert capsys.readouterr().out == ""
-
-
 def test_a_network_that_cannot_be_trained_is_refused_before_anything_is_scored(capsys):
     images = torch.randn(20, 3, 8, 8)
     settings = SETTINGS | {"progress": True}
@@ -361,3 +388,14 @@ def test_rounds_that_cannot_be(digits, changes, message):
     images, labels = given(calibration)
     with pytest.raises(ValueError, match=message):
         shapray.compress(model, images, labels, groups="conv3", **SETTINGS, **changes)
+
+
+def test_wrappers_around_a_network_are_taken_off(digits):
+    _, model, calibration, _ = digits
+    images, labels = (tensor[:4] for tensor in given(calibration))
+    wrapped = torch.nn.DataParallel(torch.compile(model))
+    found = shapray.score(wrapped, images, labels, groups="fc1", **SETTINGS)
+    right = shapray.score(model, images, labels, groups="fc1", **SETTINGS)
+    assert found.scores.equals(right.scores)
+    small = shapray.prune(wrapped, {"fc1": [3]}, images[:1])
+    assert type(small) is type(model)

@@ -196,6 +196,17 @@ def test_columns_have_names(load, key):
         load(f"data.calibration.{key}=' '")
 
 
+@pytest.mark.parametrize(("text", "output"), [("1", 1), ("scores", "scores"), ("null", None)])
+def test_an_output_is_named_or_numbered(load, text, output):
+    assert load(f"model.output={text}").model.output == output
+
+
+@pytest.mark.parametrize("text", ["-1", "true", "1.5", "' '"])
+def test_what_names_no_output(load, text):
+    with pytest.raises(JobError, match=r"model\.output: expected an output's name, or its place"):
+        load(f"model.output={text}")
+
+
 @pytest.mark.parametrize("factory", ["resnet20", "a:b:c", ":net", "'net:'", "a b:c", "''"])
 def test_a_factory_is_a_module_and_a_callable(load, factory):
     with pytest.raises(JobError, match=r"model\.factory: expected module:callable \(found '"):

@@ -10,6 +10,7 @@ from shapray.bounds import (
     Count,
     Finite,
     Gpus,
+    Output,
     Positive,
     Seed,
     Side,
@@ -29,13 +30,15 @@ from shapray.shapley.estimators import MAX_EXACT_PLAYERS
 
 
 class Model(Section):
-    """The network: a factory and its weights."""
+    """The network: a factory and its weights. `output`: which of several outputs holds the logits,
+    by name or place; by default the one called logits, or the only one."""
 
     factory: Annotated[
-        str, such("expected module:callable", re.compile(r"[^:\s]+:[^:\s]+").fullmatch)
+        str, such("expected module:callable", re.compile(r"[^:\s]+[:.][^:\s]+").fullmatch)
     ]
     kwargs: Arguments = {}
     weights: Text | None = None
+    output: Output | None = None
 
 
 class Images(Section):

@@ -20,10 +20,12 @@ def fingerprint_parts(inputs: Inputs, precision: str) -> dict[str, Any]:
     the content of images that are not taken at first (`prices.check_taken` knows of it).
     """
     job, n_images = inputs.job, len(inputs.calibration)
+    output = {} if job.model.output is None else {"model.output": job.model.output}
     score = job.score.model_dump(mode="json", exclude={"groups", "precision"})
     return {
         "model.factory": job.model.factory,
         "model.kwargs": recordable(job.model.kwargs),
+        **output,
         "model.weights": weights_digest(inputs.model),
         "data.calibration": inputs.calibration.digest(taken_at_first(job, n_images)),
         **{f"score.{key}": value for key, value in score.items()},

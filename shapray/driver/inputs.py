@@ -8,13 +8,13 @@ from shapray.config import Job
 from shapray.driver.prices import taken_at_first
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet, check_disjoint, check_labels, open_images
-from shapray.inputs.model import build_model
+from shapray.inputs.model import read_model
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.probe import ForwardError, probe
 from shapray.pruning.cuts import HELD_BACK, MOST_HELD_BACK, SEARCHED
 from shapray.pruning.repair.curves import shuffled
-from shapray.shapley.values import WITHOUT_LABELS, check_outputs
+from shapray.shapley.values import WITHOUT_LABELS
 from shapray.storage.run_directory import RunDirectory
 
 CHECK_IMAGES = 4  # on which a network is probed, and masked and pruned must agree
@@ -25,6 +25,7 @@ class Inputs:
     """What a job names, opened.
 
     Attributes:
+        notes: what about the network is not as the user wrote it, a line each.
         groups: all of the network; those that cannot be scored say why.
         n_classes: outputs of the network.
         held_back: calibration images on which a target of the cut is measured; None if it needs
@@ -33,6 +34,7 @@ class Inputs:
 
     job: Job
     model: nn.Module
+    notes: tuple[str, ...]
     groups: tuple[Group, ...]
     n_classes: int
     calibration: ImageSet
@@ -49,7 +51,8 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
     """
     calibration = open_images(job.data.calibration, job.data.transform, "data.calibration")
     example = calibration.load(0, 1)
-    model = build_model(job.model, example=example)
+    read = read_model(job.model, example=example)
+    model = read.network
     evaluation = open_images(job.data.evaluation, job.data.transform, "data.evaluation")
     if calibration.labels is None and job.score.value not in WITHOUT_LABELS:
         raise JobError(
@@ -76,16 +79,14 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
         raise JobError(f"model.factory: {error}{_mode_hint(error, images)}") from error
     check_labels(calibration.labels, calibration.ids, n_classes, "data.calibration")
     check_labels(evaluation.labels, evaluation.ids, n_classes, "data.evaluation")
-    try:
-        check_outputs(job.score.value, n_classes)
-    except ValueError as error:
-        raise JobError(f"score.value: {error}") from error
     if job.data.class_names is not None and len(job.data.class_names) != n_classes:
         raise JobError(
             f"data.class_names: {len(job.data.class_names)} names; the network has {n_classes} "
             "outputs, and each has one"
         )
-    return Inputs(job, model, tuple(groups), n_classes, calibration, evaluation, held_back, store)
+    return Inputs(
+        job, model, read.notes, tuple(groups), n_classes, calibration, evaluation, held_back, store
+    )
 
 
 def _held_back(job: Job, calibration: ImageSet) -> ImageSet | None:

@@ -99,13 +99,16 @@ class Record:
             "failures": [],
         }
 
-    def describe(self, plan: Plan, precision: str, parts: dict[str, Any]) -> str:
+    def describe(
+        self, plan: Plan, notes: Sequence[str], precision: str, parts: dict[str, Any]
+    ) -> str:
         """Write down what the job's inputs turned out to be; returns the fingerprint."""
         fingerprint = digest(parts)
         self.content |= {
             "fingerprint": fingerprint,
             "fingerprint_parts": parts,
             "precision": precision,
+            "model_notes": list(notes),
             "evaluation": plan.setup.evaluation.digest(),
             "example_shape": list(plan.example.shape),
             "n_classes": plan.n_classes,

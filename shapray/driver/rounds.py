@@ -157,7 +157,8 @@ class Rounds:
         self._announce(number, planned)
         record = Record(store, job, self.record.claim, now(), STAGES_OF_A_ROUND)
         record.content["made_of"] = made.origin
-        record.describe(planned, self.precision, fingerprint_parts(inputs, self.precision))
+        parts = fingerprint_parts(inputs, self.precision)
+        record.describe(planned, inputs.notes, self.precision, parts)
         crew = self.crews.of(planned)
         n_active = None
         if made.is_new or job.score.estimator == "exact":

@@ -55,6 +55,8 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         f"{job.name}: {len(planned.setup.groups)} of {len(planned.groups)} groups, "
         f"{len(inputs.calibration)} calibration and {len(inputs.evaluation)} evaluation images"
     )
+    for note in inputs.notes:
+        console.print(f"model: {note}")
     record = Record(store, job, claim, started)
     with Crews(console) as crews:
         crew = crews.of(planned)
@@ -63,7 +65,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
         if not same_images or job.score.estimator == "exact":  # other groups may be asked for now
             n_active = inspected(crew, planned)
         precision = _precision(crew.pool, job, earlier)
-        record.describe(planned, precision, fingerprint_parts(inputs, precision))
+        record.describe(planned, inputs.notes, precision, fingerprint_parts(inputs, precision))
         Targets(crew, planned, planned.chooser, nothing_failed).check()
         if earlier is None:
             _first_write(record)

@@ -164,8 +164,10 @@ class _Play:
         limit = self.asked.exact_max_players
 
         def cost(n_draws: int) -> np.ndarray:
-            of = [pairwise.n_evaluations(k, len(pairs), limit, n_draws) for k in self.of_drawn]
-            return np.array(of)
+            n_pairs, active = len(pairs), self.of_drawn.tolist()  # 2**64 is 0 in NumPy's integers
+            return np.array(
+                [pairwise.n_evaluations(k, n_pairs, limit, n_draws) for k in active], float
+            )
 
         if cost(pairwise.MIN_DRAWS).sum() > PARTS["interactions"] * self.room:
             limit = 0

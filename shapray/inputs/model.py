@@ -2,24 +2,48 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from shapray.config import Model
+from shapray.constants.place import put_in_place
+from shapray.constants.wrappers import unwrapped
 from shapray.credentials import without_credentials
 from shapray.errors import JobError
+from shapray.inputs.outputs import evaluating, read_logits
 from shapray.inputs.user_code import call, call_in_words, user_code
 from shapray.inputs.weights import State, load_weights, misfits, without_prefix
 
 FACTORY = "model.factory"  # the job's key, for messages
 
 
+@dataclass(frozen=True)
+class ReadModel:
+    """A network, ready to be scored.
+
+    Attributes:
+        network: in eval mode, float32, on the CPU.
+        notes: what is not as the user wrote it, in words, a line each.
+    """
+
+    network: nn.Module
+    notes: tuple[str, ...]
+
+
 def build_model(
     model: Model, state: State | None = None, example: Tensor | None = None
 ) -> nn.Module:
-    """The job's network with its weights: eval mode, float32, on the CPU.
+    """The network of `read_model`."""
+    return read_model(model, state, example).network
+
+
+def read_model(
+    model: Model, state: State | None = None, example: Tensor | None = None
+) -> ReadModel:
+    """The job's network with its weights, constants in plain layers, logits out.
 
     The factory runs with a fixed CPU seed, so that a network without a weights file is the same in
     every process.
@@ -27,9 +51,11 @@ def build_model(
     Args:
         model: the job's ``model`` section.
         state: weights already read; by default ``model.weights`` is read (null: the factory's own).
-        example: (1, channels, height, width); needed where layers take their shape from an image.
+        example: (1, channels, height, width); needed where layers take their shape from an image,
+            and where logits are to be read from what the network returns.
     Raises:
-        JobError: the factory fails, the file cannot be read, or the weights do not fit.
+        JobError: the factory fails, the file cannot be read, the weights do not fit, or what is
+            returned cannot be read.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -39,6 +65,7 @@ def build_model(
                 f"{FACTORY}: {model.factory} returned a {type(network).__name__}, "
                 "not a torch.nn.Module"
             )
+        network = unwrapped(network)
         hollow = [name for name, tensor in _tensors(network) if tensor.is_meta]
         if hollow:
             raise JobError(
@@ -60,7 +87,26 @@ def build_model(
                 f"({len(wanted)} tensors):\n" + "\n".join(f"  {finding}" for finding in findings)
             )
         network.load_state_dict(state, strict=False)
-    return network
+    return ReadModel(network, tuple(made_plain(network, example, model.output)))
+
+
+def made_plain(network: nn.Module, example: Tensor | None, output: str | int | None) -> list[str]:
+    """Put a network's constants in place and have it return logits; changed in place.
+
+    Args:
+        network: with its weights, in either mode.
+        example: (1, channels, height, width) as the network takes it; None: its outputs stay.
+        output: see `read_logits`.
+    Returns:
+        what was done, in words, a line each.
+    Raises:
+        JobError: what it returns cannot be read.
+    """
+    with evaluating(network):
+        notes = put_in_place(network)
+    if example is not None:
+        notes += read_logits(network, example, None if output is None else str(output))
+    return notes
 
 
 def materialise(network: nn.Module, example: Tensor | None, key: str) -> None:

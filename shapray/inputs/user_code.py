@@ -3,12 +3,16 @@
 import contextlib
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
 from shapray.credentials import without_credentials
 from shapray.errors import JobError
+from shapray.inputs.libraries import library, maker
+
+_EXTRAS = {"timm"}  # packages that are installed as an extra of their own name
 
 
 @contextlib.contextmanager
@@ -32,7 +36,8 @@ def cause(error: BaseException) -> str:
 
 
 def import_callable(spec: str, key: str) -> Callable[..., Any]:
-    """The callable named by ``module:callable`` (dots allowed on both sides).
+    """The callable named by ``module:callable`` (dots allowed on both sides), ``module.callable``,
+    or a library and a network of it (``timm:resnet18d``, see `libraries`).
 
     Args:
         spec: for example ``torchvision.models:resnet50``.
@@ -40,11 +45,15 @@ def import_callable(spec: str, key: str) -> Callable[..., Any]:
     Raises:
         JobError: the module does not import, has no such name, or the name is not callable.
     """
-    module_name, colon, name = spec.partition(":")
-    if not (module_name and colon and name):
+    module_name, mark, name = spec.partition(":") if ":" in spec else spec.rpartition(".")
+    if not (module_name and mark and name):
         raise JobError(f"{key}: '{spec}' is not of the form module:callable")
+    _check_installed(module_name, spec, key)
     with user_code(f"{key}: cannot import module '{module_name}' of '{spec}'"):
         module = importlib.import_module(module_name)
+        of_library = library(module_name)
+    if of_library is not None and not hasattr(module, name):
+        return maker(of_library, name, spec, key)
     try:
         with user_code(f"{key}: cannot take '{name}' from module '{module_name}'"):
             found = attrgetter(name)(module)
@@ -57,6 +66,15 @@ def import_callable(spec: str, key: str) -> Callable[..., Any]:
     if not callable(found):
         raise JobError(f"{key}: '{spec}' is a {type(found).__name__}, not a callable")
     return found
+
+
+def _check_installed(module_name: str, spec: str, key: str) -> None:
+    package = module_name.partition(".")[0]
+    if package in _EXTRAS and importlib.util.find_spec(package) is None:
+        raise JobError(
+            f"{key}: '{spec}' needs {package}, which is not installed: "
+            f"pip install 'shapray[{package}]'"
+        )
 
 
 def call(spec: str, kwargs: Mapping[str, Any], key: str) -> Any:

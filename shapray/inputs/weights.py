@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from shapray.constants.wrappers import plain_name
 from shapray.credentials import without_credentials
 from shapray.errors import JobError
 from shapray.inputs.user_code import cause
@@ -70,8 +71,8 @@ def load_weights(url: str, wanted: State | None = None, key: str = "weights") ->
 
 
 def without_prefix(state: State, wanted: State) -> dict[str, Tensor]:
-    """`state` without what a wrapper (DataParallel, torch.compile, Lightning) put before each name:
-    the beginning after which the most names are wanted ones."""
+    """`state` without what wrappers (DataParallel, torch.compile, Lightning) put into its names:
+    the beginning after which the most names are wanted ones, and what is theirs in between."""
     beginnings = Counter(
         name[:start]
         for name in state
@@ -79,7 +80,10 @@ def without_prefix(state: State, wanted: State) -> dict[str, Tensor]:
         if name[start:] in wanted
     )
     prefix = max(beginnings, key=lambda found: (beginnings[found], -len(found)), default="")
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    shortened = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {
+        name if name in wanted else plain_name(name): tensor for name, tensor in shortened.items()
+    }
 
 
 def misfits(state: State, wanted: State) -> list[str]:

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from shapray.inputs.outputs import with_one_logit
 from shapray.network.check import disagreement
 from shapray.pruning.saved import weights_bytes
 from shapray.storage import names
@@ -58,7 +59,7 @@ def exports(network: nn.Module, images: Tensor, formats: Sequence[str]) -> Expor
     assert not unknown, unknown
     made = Exports({}, {})
     with _quietly():
-        source = _Source(copy.deepcopy(network), torch.zeros_like(images[:1]))
+        source = _Source(with_one_logit(copy.deepcopy(network)), torch.zeros_like(images[:1]))
         for name in formats:
             try:
                 made.files[names.of_network(name)] = _proved(_FORMATS[name], source, images)

@@ -14,6 +14,7 @@ from shapray.config import Model
 from shapray.credentials import is_hidden, without_credentials
 from shapray.errors import JobError
 from shapray.inputs.model import build_model
+from shapray.inputs.outputs import own
 from shapray.inputs.weights import misfits
 from shapray.network.group import n_root_units
 from shapray.network.surgery import prune_model
@@ -87,7 +88,7 @@ def load_pruned(
     *,
     name: str | None = None,
 ) -> nn.Module:
-    """The compressed network of a finished run: eval mode, CPU.
+    """The compressed network of a finished run, as its factory made it: eval mode, CPU.
 
     Builds the job's factory, removes the units of ``prune/plan.json`` and loads
     ``prune/model.safetensors``; the original weights are not read.
@@ -125,7 +126,7 @@ def load_pruned(
         ) from error
     pruned = _cut(f"{store.shown}/{of_plan}", model, section.factory, plan, example)
     _fill(f"{store.shown}/{of_weights}", pruned, state, section.factory)
-    return pruned
+    return own(pruned)
 
 
 def read_cut(

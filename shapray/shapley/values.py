@@ -66,20 +66,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Full], Tensor]] = {
 }
 NAMES = tuple(_FUNCTIONS)
 WITHOUT_LABELS = frozenset({"neg_kl_divergence"})
-WITH_ONE_OUTPUT = frozenset({"target_logit"})
-
-
-def check_outputs(name: str, n_outputs: int) -> None:
-    """A value function says something about a network with so many outputs.
-
-    Raises:
-        ValueError: with one output the function would be the same whatever is kept.
-    """
-    if n_outputs == 1 and name not in WITH_ONE_OUTPUT:
-        raise ValueError(
-            f"{name} compares outputs, and the network has 1; "
-            f"{' and '.join(sorted(WITH_ONE_OUTPUT))} takes one"
-        )
 
 
 @dataclass(frozen=True)

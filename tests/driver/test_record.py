@@ -68,7 +68,7 @@ def test_the_network_can_be_built_from_what_is_written(tmp_path, store):
     kwargs = {"pool_key": "max", "tokens_to_token": "performer", "widths": [8, 16]}
     model = {"factory": "nets.token:build", "kwargs": kwargs}
     found = recorded(store, load_job(write_job(tmp_path, model=model)))
-    assert found["job"]["model"] == model | {"weights": None}
+    assert found["job"]["model"] == model | {"weights": None, "output": None}
 
 
 def test_what_is_secret_is_not_written(tmp_path, store):

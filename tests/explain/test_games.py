@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from cases import Case, case
+from torch import nn
 
 from shapray.engine.network_game import NetworkSplit
+from shapray.engine.trace import fold
 from shapray.explain import games
 from shapray.explain.games import MIN_IMAGES, Asked, Played, play_again
+from shapray.network.find import find_groups
 from shapray.storage.explained import TABLES
 
 GROUP = "features.0"
@@ -173,6 +176,19 @@ def test_units_that_are_never_active_have_no_pairs():
     assert not active.all()
     units = {*found["unit"].to_pylist(), *found["other"].to_pylist()}
     assert units <= set(active.nonzero()[:, 0].tolist())
+
+
+def test_pairs_of_a_wide_group_are_drawn():
+    n, n_units = 9, 70  # more than a machine's integer has bits
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(3, n_units, 1), nn.Flatten(), nn.Linear(n_units * 4, 5)).eval()
+    pixels, example = torch.randn(n, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    [group, _] = find_groups(wide, example)
+    split = NetworkSplit(fold(wide, example), group, example)
+    asked = Asked("neg_kl_divergence", 0, list(range(n_units)), 35, "mean", 12, 10**5)
+    ids = [str(image) for image in range(n)]
+    found = play_again(split, pixels, None, ids, np.zeros((n, n_units)), asked)
+    assert 0 < found.n_evaluations["interactions"] < 10**5
 
 
 def test_images_without_labels():

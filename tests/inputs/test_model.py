@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import safetensors.torch
+import timm.layers
 import torch
 from torch import nn
 
@@ -11,7 +12,7 @@ from shapray import zoo
 from shapray.config import Model
 from shapray.errors import JobError
 from shapray.inputs.digest import weights_digest
-from shapray.inputs.model import build_model
+from shapray.inputs.model import build_model, read_model
 
 DIGITS = "shapray.zoo:digits_cnn"
 
@@ -153,3 +154,38 @@ def test_an_image_gives_lazy_layers_their_shape(tmp_path):
 def test_lazy_layers_that_get_no_shape(kwargs, example, words):
     with pytest.raises(JobError, match=rf"model\.factory: {words}"):
         build_model(LAZY.model_copy(update={"kwargs": kwargs}), example=example)
+
+
+# -- what lies around a network, and around parts of it
+
+
+def in_parallel():
+    network = zoo.digits_cnn()
+    network.conv2 = nn.DataParallel(network.conv2)
+    return nn.DataParallel(network)
+
+
+@pytest.mark.parametrize("trained", [zoo.digits_cnn, in_parallel])
+def test_wrappers_come_off_network_and_weights(trained, tmp_path):
+    torch.manual_seed(7)
+    state = trained().state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    read = build_model(Model(factory=f"{__name__}:in_parallel", weights=str(tmp_path / "w.pt")))
+    assert type(read.conv2) is nn.Conv2d
+    torch.manual_seed(7)
+    assert weights_digest(read) == weights_digest(zoo.digits_cnn())
+
+
+def standardised():
+    return nn.Sequential(
+        timm.layers.StdConv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def test_constants_are_those_of_the_weights_that_were_loaded():
+    trained = standardised().eval()
+    read = read_model(Model(factory=f"{__name__}:standardised"), trained.state_dict())
+    image = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(read.network(image), trained(image))
+    assert type(read.network[0]) is nn.Conv2d
+    assert read.notes == ("the same by a plain layer, StdConv2d -> Conv2d: 0",)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from shapray.engine.arithmetic import float32_products
@@ -43,15 +42,12 @@ class Criterion:
         scores: inputs -> group -> (n_units,) float64.
         check: raises what `scores` does for a network that it says nothing of, in little time.
         images: it looks at the images; the others take any.
-        loss: it takes the cross-entropy: to the labels, or to the network's own answers where
-            there are none.
         at_once: it holds what the network makes of all images at once.
     """
 
     scores: Callable[[Inputs], dict[str, np.ndarray]]
     check: Callable[[Inputs], object] | None = None
     images: bool = False
-    loss: bool = False
     at_once: bool = False
 
 
@@ -61,11 +57,11 @@ CRITERIA: Mapping[str, Criterion] = {
     "l2_norm": Criterion(l2_norm),
     "batchnorm_scale": Criterion(batchnorm_scale, batchnorm_scale),
     "apoz": Criterion(apoz, images=True),
-    "taylor": Criterion(taylor, check_slopes, images=True, loss=True),
-    "taylor_signed": Criterion(taylor_signed, check_slopes, images=True, loss=True),
-    "obd": Criterion(obd, check_slopes, images=True, loss=True),
-    "jacobian": Criterion(jacobian, check_slopes, images=True, loss=True),
-    "leave_one_out": Criterion(leave_one_out, images=True, loss=True),
+    "taylor": Criterion(taylor, check_slopes, images=True),
+    "taylor_signed": Criterion(taylor_signed, check_slopes, images=True),
+    "obd": Criterion(obd, check_slopes, images=True),
+    "jacobian": Criterion(jacobian, check_slopes, images=True),
+    "leave_one_out": Criterion(leave_one_out, images=True),
     "obs": Criterion(obs, check_refits, images=True, at_once=True),
     "shapley_sampled": Criterion(shapley_sampled, check_scoring, images=True),
 }
@@ -109,7 +105,6 @@ def criterion(
     if not groups:
         return {}
     inputs = Inputs(model, groups, images, labels, seed, batch, memory, as_scored)
-    _check_outputs(name, asked, inputs)
     scores = asked.scores(inputs)
     for group, values in scores.items():
         wrong = np.flatnonzero(~np.isfinite(values))
@@ -137,23 +132,8 @@ def check_criterion(
         ValueError: as `criterion`'s, but for values that are not finite.
     """
     asked, inputs = _named(name), Inputs(model, groups, image, None, 0, 1, MEMORY, as_scored)
-    if groups:
-        _check_outputs(name, asked, inputs)
-        if asked.check is not None:
-            asked.check(inputs)
-
-
-def _check_outputs(name: str, asked: Criterion, inputs: Inputs) -> None:
-    """Raise ValueError for a cross-entropy that is always 0."""
-    if asked.loss:
-        with torch.inference_mode():
-            image = inputs.images[:1].to(inputs.device, copy=True)  # a network may overwrite it
-            n_outputs = inputs.model(image).shape[1]
-        if n_outputs < 2:
-            raise ValueError(
-                f"criterion {name} is by the cross-entropy of two outputs or more, and the network "
-                f"has {n_outputs}; rank by another, such as mean_abs or l1_norm"
-            )
+    if groups and asked.check is not None:
+        asked.check(inputs)
 
 
 def _named(name: str) -> Criterion:

@@ -27,8 +27,6 @@ def look_alike(network: nn.Module, images: Tensor) -> bool:
             torch.cat([network(part.clone()) for part in seen.split(IMAGES_AT_ONCE)])
             for seen in (images[:LOOKED_AT], images[:LOOKED_AT].flip(3))
         )
-    if here.shape[1] == 1:  # of two classes
-        here, there = (torch.cat([-said, said], 1) for said in (here, there))
     same = here.argmax(1) == there.argmax(1)
     return float(same.float().mean()) >= SAME
 
