@@ -134,10 +134,10 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
     Args:
         model: the network that was scored.
         cut: group -> units to remove, from `plan` or of your own.
-        example: one image, (1, channels, height, width), with which the network is traced.
+        example: one image, (1, channels, height, width), with which its channels are followed.
     Raises:
-        ValueError: no such group, one that `score` excludes, units out of range or twice, all units
-            of a group, or units that cannot go without others.
+        ValueError: no such group, one that `score` excludes, units out of range or twice, or all
+            units of a group.
     """
     if not isinstance(example, Tensor) or example.ndim != 4 or len(example) != 1:
         raise ValueError(
@@ -145,9 +145,9 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
             "images[:1] is one"
         )
     network = network_of(model)
-    _check_cut(scorable(network), cut, pixels_of(example))
+    groups = _check_cut(scorable(network), cut, pixels_of(example))
     own = example.to(like(network))
-    pruned = about("cut", lambda: prune_model(network, own, cut))
+    pruned = about("cut", lambda: prune_model(network, groups, cut))
     if said := str(drop_unreached(pruned, network, own)):
         warnings.warn(said, stacklevel=2)
     return pruned

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from shapray.network.group import Consumer, Group
+from shapray.network.group import Channels, Group
 
 TRACE_IMAGES = 3  # batch size while tracing shapes; tells per-image tensors from others
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -176,7 +176,7 @@ def _subgraph(
     return fx.GraphModule(module, graph)
 
 
-def _mask(module: fx.GraphModule, call: fx.Node, consumer: Consumer) -> Tensor:
+def _mask(module: fx.GraphModule, call: fx.Node, consumer: Channels) -> Tensor:
     units = torch.tensor(consumer.unit_of_channel)
     if isinstance(module.get_submodule(consumer.module), nn.Conv2d):
         return units[:, None, None]
@@ -215,7 +215,7 @@ def _drop_unused_inputs(summed: fx.GraphModule, n_entries: int) -> tuple[int, ..
     return tuple(kept)
 
 
-def _unit_channels(consumer: Consumer, n_units: int) -> Tensor | None:
+def _unit_channels(consumer: Channels, n_units: int) -> Tensor | None:
     """(n_units, channels_per_unit), or None if the units have unequal numbers of channels."""
     unit_of_channel = torch.tensor(consumer.unit_of_channel)
     counts = torch.bincount(unit_of_channel[unit_of_channel >= 0], minlength=n_units)
@@ -227,7 +227,7 @@ def _unit_channels(consumer: Consumer, n_units: int) -> Tensor | None:
 def _entries(
     folded: fx.GraphModule,
     calls: list[fx.Node],
-    by_module: dict[str, Consumer],
+    by_module: dict[str, Channels],
     sides: list[fx.Node],
     group: Group,
 ) -> tuple[Entry, ...]:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from shapray.network.dataflow import data_flows
 from shapray.network.group import Group
+from shapray.network.tracker import track
 from shapray.pruning.criteria.writers import writers
 from shapray.storage.explained import KERNELS
 
@@ -31,26 +31,19 @@ def kernels(model: nn.Module, groups: Sequence[Group], example: Tensor) -> pa.Ta
     n_channels = example.shape[1]
     rows = list[dict[str, Any]]()
     if n_channels in (1, 3):
-        flows = data_flows(model, example)
+        above = track(model, example).above
         for group in groups:
             stems = (
                 module
                 for name, module in writers(model, group).items()
                 if isinstance(module, nn.Conv2d)
                 and module.weight.shape[1] == n_channels
-                and all(_is_first(model, name, flow) for flow in flows)
+                and not above.get(name, {name})  # called, and nothing before it
             )
             stem = next(stems, None)
             if stem is not None:
                 rows += _rows(group, stem.weight.detach().float().cpu())
     return pa.Table.from_pylist(rows, schema=KERNELS)
-
-
-def _is_first(model: nn.Module, name: str, flow: dict[str, set[str]]) -> bool:
-    """Whether the module is called, and no other layer with weights for channels before it."""
-    return name in flow and not any(
-        isinstance(model.get_submodule(above), nn.Conv2d | nn.Linear) for above in flow[name]
-    )
 
 
 def _rows(group: Group, weight: Tensor) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from shapray.network.group import Consumer, Group
+from shapray.network.group import Channels, Group
 
 Reader = Callable[[Tensor, int], Tensor]
 """What a consumer would read, and the dimension its channels lie along -> what it reads."""
 
 
 @contextmanager
-def intercept(model: nn.Module, readers: Iterable[tuple[Consumer, Reader]]) -> Iterator[None]:
+def intercept(model: nn.Module, readers: Iterable[tuple[Channels, Reader]]) -> Iterator[None]:
     """Within the context, consumers read what their readers make of their inputs; a consumer with
     several passes its input from one to the next."""
 
@@ -56,7 +56,7 @@ def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterato
     assert coalition.dtype == torch.bool
     rows = torch.atleast_2d(coalition)
 
-    def zeroing(consumer: Consumer) -> Reader:
+    def zeroing(consumer: Channels) -> Reader:
         unit = torch.tensor(consumer.unit_of_channel, device=rows.device)
         gone = (unit >= 0) & ~rows[:, unit.clamp(min=0)]  # (1 or n_images, n_channels)
 
@@ -90,7 +90,7 @@ def active_units(model: nn.Module, groups: Sequence[Group], images: Tensor) -> d
         for group in groups
     }
 
-    def watch(group: Group, consumer: Consumer) -> Reader:
+    def watch(group: Group, consumer: Channels) -> Reader:
         units = torch.tensor(consumer.unit_of_channel, device=images.device)
 
         def look(read: Tensor, channel: int) -> Tensor:

@@ -45,7 +45,7 @@ def publish(
     found = exports(network, images[:N_COMPARED], ["safetensors", *formats])
     for name, content in found.files.items():
         store.publish(f"{folder}/{name}", content)
-    kept = kept_channels(whole, images[:1], plan.removed)
+    kept = kept_channels(whole, groups, plan.removed)
     store.publish_json(f"{folder}/{names.PLAN}", plan_json(plan, groups, kept, made.dropped))
     return tuple(
         f"{folder}/{names.of_network(name)} is not written: {reason}"

@@ -1,9 +1,8 @@
 import pytest
 import torch
 from cut_digits import EXAMPLE, REMOVED, digits, images
+from plain import without
 from torch import nn
-
-from shapray.network.surgery import prune_model
 
 
 def keep(n: int, removed: list[int]) -> list[int]:
@@ -12,7 +11,7 @@ def keep(n: int, removed: list[int]) -> list[int]:
 
 def test_several_groups_go_by_the_indices_of_the_original_network():
     model = digits()
-    pruned = prune_model(model, EXAMPLE, REMOVED)
+    pruned = without(model, EXAMPLE, REMOVED)
     k1, k3, kf = keep(32, REMOVED["conv1"]), keep(16, REMOVED["conv3"]), keep(64, REMOVED["fc1"])
     assert torch.equal(pruned.conv1.weight, model.conv1.weight[k1])
     assert torch.equal(pruned.bn1.running_mean, model.bn1.running_mean[k1])
@@ -30,7 +29,7 @@ def test_copy_keeps_modes_and_the_original_keeps_everything():
     model.conv1.weight.requires_grad_(False)
     model.bn1.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pruned = prune_model(model, EXAMPLE, REMOVED)
+    pruned = without(model, EXAMPLE, REMOVED)
     for network in (model, pruned):
         assert not network.conv1.weight.requires_grad
         assert network.conv2.weight.requires_grad
@@ -43,7 +42,7 @@ def test_copy_keeps_modes_and_the_original_keeps_everything():
 
 def test_nothing_removed_is_the_same_network():
     model = digits()
-    same = prune_model(model, EXAMPLE, {"conv1": [], "fc1": []})
+    same = without(model, EXAMPLE, {"conv1": [], "fc1": []})
     assert torch.equal(same(images()), model(images()))
 
 
@@ -60,7 +59,7 @@ def test_nothing_removed_is_the_same_network():
 )
 def test_impossible_plans(removed, message):
     with pytest.raises(ValueError, match=message):
-        prune_model(digits(), EXAMPLE, removed)
+        without(digits(), EXAMPLE, removed)
 
 
 def test_units_that_are_coupled_or_shared_between_groups():
@@ -78,6 +77,6 @@ def test_units_that_are_coupled_or_shared_between_groups():
             return self.fc(torch.cat(both, 1).mean((2, 3)))
 
     with pytest.raises(ValueError, match="'b' shares channels with another group"):
-        prune_model(Folded(), EXAMPLE, {"a": [0], "b": [1]})
+        without(Folded(), EXAMPLE, {"a": [0], "b": [1]})
     with pytest.raises(ValueError, match=r"removing units \[0\] would remove 1 others"):
-        prune_model(Folded(), EXAMPLE, {"folded": [0]})
+        without(Folded(), EXAMPLE, {"folded": [0]})

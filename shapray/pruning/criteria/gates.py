@@ -16,7 +16,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.func import functional_call
 
 from shapray.network.consumers import Reader, along, intercept
-from shapray.network.group import Consumer
+from shapray.network.group import Channels
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.criteria.writers import channel_dimension
 
@@ -26,7 +26,7 @@ class Gate:
     """A factor for each of `n_units`: on what `readers` read, on what `writers` put out."""
 
     n_units: int
-    readers: tuple[Consumer, ...] = ()
+    readers: tuple[Channels, ...] = ()
     writers: tuple[str, ...] = ()
 
 
@@ -82,7 +82,7 @@ def gated(model: nn.Module, factors: Sequence[tuple[Gate, Tensor]]) -> Iterator[
         yield
 
 
-def _scaling(consumer: Consumer, factor: Tensor) -> Reader:
+def _scaling(consumer: Channels, factor: Tensor) -> Reader:
     units = torch.tensor(consumer.unit_of_channel, device=factor.device)
 
     def scale(read: Tensor, channel: int) -> Tensor:
