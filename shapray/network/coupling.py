@@ -60,6 +60,18 @@ class Coupling:
         for source in mixture.labels:
             self._exclude(self.classes.find(source), mixture.reason)
 
+    def made_of(self, labels: Tensor) -> set[int]:
+        """The labels there are, and those that mixtures among them are made of."""
+        found: set[int] = set()
+        pending = self.classes.among(labels)
+        while pending:
+            label = pending.pop()
+            if label in self._mixtures:
+                pending.extend(self._mixtures[label].labels)
+            else:
+                found.add(label)
+        return found
+
     def settled(self, labels: Tensor) -> Tensor:
         """Something is computed from these: mixtures among them are excluded, and no label."""
         if not self._mixtures:
@@ -72,11 +84,11 @@ class Coupling:
         return labels.masked_fill(torch.isin(self.classes.found(labels), torch.tensor(mixed)), 0)
 
     def mixture(self, labels: Tensor, reason: str) -> Tensor:
-        """A label, (1,), for what is made of all of these; 0 if there is none."""
+        """A label, a tensor of no dimension, for what is made of all of these; 0 if of none."""
         among = tuple(self.classes.among(labels))
         if not among:
-            return torch.zeros(1)
-        label = self.classes.fresh(1)
+            return torch.zeros(())
+        label = self.classes.fresh(1)[0]
         self._mixtures[int(label)] = _Mixture(among, reason)
         return label
 

@@ -45,7 +45,7 @@ class _Finder:
         self.outputs = {n: classes.found(o).tolist() for n, o in tracked.outputs.items()}
         self.inputs = {n: classes.found(i).tolist() for n, i in tracked.inputs.items()}
         self.norms = {n: classes.found(c).tolist() for n, c in tracked.norms.items()}
-        self.of_network = set(classes.among(tracked.of_network))
+        self.of_network = {classes.find(label) for label in tracked.of_network}
         self.misfits: dict[int, str] = {}  # class -> a parameter that cannot be cut
         self.parameters = dict(self._parameters())
         self.reasons = self.misfits | tracked.coupling.reasons()

@@ -47,7 +47,10 @@ def kept_channels(
     Returns:
         by module; by the full name of a parameter that is no convolution's, linear layer's or
         norm's.
+    Raises:
+        ValueError: there is no such group; units that it does not have, or twice; all of them.
     """
+    _check(groups, removed)
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
     for group in groups:
@@ -69,6 +72,20 @@ def kept_channels(
         for name in dict.fromkeys([*outputs, *inputs])
     }
     return {name: found for name, found in kept.items() if found != Kept(None, None)}
+
+
+def _check(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
+    by_name = {group.name: group for group in groups}
+    for name, units in removed.items():
+        if not len(units):
+            continue
+        if name not in by_name:
+            raise ValueError(f"the network has no group '{name}'; it has {', '.join(by_name)}")
+        n_units = by_name[name].n_units
+        if len(set(units)) < len(units) or min(units) < 0 or max(units) >= n_units:
+            raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")
+        if len(units) == n_units:
+            raise ValueError(f"group '{name}': all {n_units} units would go; one must stay")
 
 
 def _take(left: dict[str, Tensor], name: str, units: tuple[int, ...], gone: Tensor) -> None:

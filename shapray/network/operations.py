@@ -165,7 +165,7 @@ def _batch_norm(call: Call) -> list[Tensor]:
     one = call.coupling.one_along(labels, dims)
     one = call.coupling.together([one, *map(call.labels_of, given)], "")
     # what else comes back is nobody's
-    return [one.view(-1, *[1] * (labels.ndim - 2)), *[torch.zeros(1)] * (len(call.results) - 1)]
+    return [one.view(-1, *[1] * (labels.ndim - 2)), *[torch.zeros(())] * (len(call.results) - 1)]
 
 
 def _layer_norm(call: Call) -> list[Tensor]:
@@ -175,7 +175,7 @@ def _layer_norm(call: Call) -> list[Tensor]:
         call.coupling.exclude(labels, f"its channels are normalised together by {call.words}")
     given = [t for n in ("weight", "bias") if isinstance(t := call.arguments.get(n), Tensor)]
     one = call.coupling.together([labels, *map(call.labels_of, given)], "")
-    return [one, *[torch.zeros(1)] * (len(call.results) - 1)]
+    return [one, *[torch.zeros(())] * (len(call.results) - 1)]
 
 
 def _group_norm(call: Call) -> list[Tensor]:
@@ -190,7 +190,7 @@ def _group_norm(call: Call) -> list[Tensor]:
     one = call.coupling.one_along(labels, [dim for dim in range(labels.ndim) if dim != 1])
     given = [t for n in ("weight", "bias") if isinstance(t := call.arguments.get(n), Tensor)]
     one = call.coupling.together([one, *map(call.labels_of, given)], "")
-    return [one.view(-1, *[1] * (labels.ndim - 2)), *[torch.zeros(1)] * (len(call.results) - 1)]
+    return [one.view(-1, *[1] * (labels.ndim - 2)), *[torch.zeros(())] * (len(call.results) - 1)]
 
 
 def _product(call: Call) -> list[Tensor]:

@@ -20,19 +20,8 @@ def prune_model(
         groups: of the network, from `find_groups`.
         removed: name of a group -> its units to remove, as numbered there.
     Raises:
-        ValueError: there is no such group; units that it does not have, or twice; all of them.
+        ValueError: as `kept_channels`.
     """
-    removed = {name: sorted(units) for name, units in removed.items() if len(units)}
-    by_name = {group.name: group for group in groups}
-    for name, units in removed.items():
-        if name not in by_name:
-            raise ValueError(f"the network has no group '{name}'; it has {', '.join(by_name)}")
-        n_units = by_name[name].n_units
-        if len(set(units)) < len(units) or units[0] < 0 or units[-1] >= n_units:
-            raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")
-        if len(units) == n_units:
-            raise ValueError(f"group '{name}': all {n_units} units would go; one must stay")
-
     with torch.inference_mode(False):  # what is copied in inference mode can never require grad
         pruned = copy.deepcopy(model)
         modules = dict(pruned.named_modules())

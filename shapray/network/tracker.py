@@ -39,7 +39,7 @@ class Tracked:
         norms: layer -> the channels it reads and puts out, (n_channels,).
         parameters: name -> the channels of its entries, in its shape; those of no layer above.
         above: layer -> the layers that were run on the way to what it reads.
-        of_network: labels of what the network puts out.
+        of_network: labels of what the network puts out, or makes of it at its very end.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -48,7 +48,7 @@ class Tracked:
     norms: dict[str, Tensor] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     above: dict[str, set[str]] = field(default_factory=dict)
-    of_network: Tensor = field(default_factory=lambda: torch.zeros(0))
+    of_network: set[int] = field(default_factory=set)
 
 
 def track(model: nn.Module, example: Tensor) -> Tracked:
@@ -96,13 +96,9 @@ class _Tracker(TorchDispatchMode):
         self.tensors.put(image, labels[:, None, None])
 
     def end(self, output: Any) -> Tracked:
-        found = [
-            self.coupling.settled(labels).flatten()
-            for leaf in tree_leaves(output)
-            if isinstance(leaf, Tensor) and (labels := self.tensors.labels(leaf)) is not None
-        ]
-        if found:
-            self.found.of_network = torch.cat(found)
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and (labels := self.tensors.labels(leaf)) is not None:
+                self.found.of_network |= self.coupling.made_of(labels)
         return self.found
 
     def _label_parameters(self, model: nn.Module) -> None:
@@ -187,7 +183,7 @@ class _Tracker(TorchDispatchMode):
         if not isinstance(module, nn.Conv2d | nn.Linear):
             kind = type(module).__name__
             self.coupling.exclude(read, f"{name} reads it, a {kind}")
-            self.coupling.exclude(outputs, f"a {kind}; Conv2d and Linear layers are scored")
+            self.coupling.exclude(outputs, f"{name} is a {kind}; Conv2d and Linear are scored")
         elif name in self.tied:
             reason = f"{name} and {self.tied[name]} share their weights"
             self.coupling.exclude(torch.cat([read, outputs]), reason)
@@ -264,7 +260,7 @@ class _Tracker(TorchDispatchMode):
 
     def _labels_of(self, tensor: Tensor) -> Tensor:
         labels = self.tensors.labels(tensor)
-        return torch.zeros(1).expand(tensor.shape) if labels is None else labels
+        return torch.zeros(()).expand(tensor.shape) if labels is None else labels
 
     def _above(self, tensors: Sequence[Tensor]) -> int:
         above = 0

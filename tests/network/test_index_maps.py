@@ -84,9 +84,7 @@ def dense(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:
 
 def test_what_changes_on_one_side_only():
     removed = {"conv1": [3, 0, 31], "conv3": [1, 2, 15], "fc1": list(range(0, 64, 2))}
-    kept = kept_channels(
-        digits_cnn().eval(), find_groups(digits_cnn().eval(), torch.zeros(1, 1, 8, 8)), removed
-    )
+    left = kept(digits_cnn().eval(), torch.zeros(1, 1, 8, 8), removed)
     conv1 = tuple(range(1, 3)) + tuple(range(4, 31))
     conv3 = (0, *range(3, 15))
     features = tuple(4 * channel + position for channel in conv3 for position in range(4))
@@ -113,23 +111,19 @@ def test_norms_without_weights_and_bare_parameters():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv2(self.norm(self.conv1(x)) * self.scale).mean((2, 3))
 
-    kept = kept_channels(
-        Scaled().eval(), find_groups(Scaled().eval(), torch.zeros(1, 3, 8, 8)), {"conv1": [1, 4]}
-    )
+    found = kept(Scaled().eval(), torch.zeros(1, 3, 8, 8), {"conv1": [1, 4]})
     left = (0, 2, 3, 5)
     assert found["norm"] == found["scale"] == Kept(left, left)
 
 
 def test_more_weights_than_a_float_counts():
-    """A layer of 20 million weights; float32 counts to 16.8 million."""
+    """A layer of more weights than labels can be counted."""
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 64 * 64, 1700, bias=False), nn.ReLU(), nn.Linear(1700, 2)
     )
-    kept = kept_channels(
-        model.eval(), find_groups(model.eval(), torch.zeros(1, 3, 64, 64)), {"1": [0, 1697]}
-    )
     left = (*range(1, 1697), 1698, 1699)
-    assert left == {"1": Kept(left, None), "3": Kept(None, left)}
+    found = kept(model.eval(), torch.zeros(1, 3, 64, 64), {"1": [0, 1697]})
+    assert found == {"1": Kept(left, None), "3": Kept(None, left)}
 
 
 def test_nothing_removed_and_a_plan_that_is_impossible():
