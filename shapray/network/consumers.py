@@ -25,7 +25,7 @@ def intercept(model: nn.Module, readers: Iterable[tuple[Channels, Reader]]) -> I
             module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
         ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
             read, *rest = args or (kwargs["input"],)
-            channel = 1 if isinstance(module, nn.Conv2d) else read.ndim - 1
+            channel = channel_dimension(module, read.shape)
             others = {k: v for k, v in kwargs.items() if k != "input"}
             return (reader(read, channel), *rest), others
 
@@ -68,6 +68,15 @@ def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterato
 
     with intercept(model, [(consumer, zeroing(consumer)) for consumer in group.consumers]):
         yield
+
+
+def channel_dimension(module: nn.Module, shape: Sequence[int]) -> int:
+    """The dimension that channels lie along in what a layer reads or puts out, of this shape."""
+    if isinstance(module, nn.Linear):
+        return len(shape) - 1
+    if isinstance(module, nn.LayerNorm) and shape[-1] == module.normalized_shape[-1]:
+        return len(shape) - 1  # else a LayerNorm of images: it turns them for its own forward
+    return 1 if len(shape) > 1 else 0
 
 
 def along(rows: Tensor, channel: int, ndim: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shapray.network.consumers import mask_consumers
+from shapray.network.consumers import channel_dimension, mask_consumers
 from shapray.network.group import Channels, Group
 
 
@@ -43,7 +43,7 @@ def _poisoned(model: nn.Module, group: Group, gone: Tensor) -> Iterator[None]:
         channels = (units >= 0) & gone[units.clamp(min=0)]
 
         def poison(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-            channel = output.ndim - 1 if isinstance(module, nn.Linear) else 1
+            channel = channel_dimension(module, output.shape)
             shape = [-1 if dim == channel else 1 for dim in range(output.ndim)]
             return output.masked_fill(channels.view(shape).to(output.device), torch.nan)
 

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from shapray.network.consumers import channel_dimension
 from shapray.network.coupling import Coupling
 from shapray.network.labels import LabelledTensors
 from shapray.network.operations import Call, operation_name, rule_for
@@ -207,12 +208,7 @@ class _Tracker(TorchDispatchMode):
 
     def _read_by_norm(self, name: str, module: nn.Module, given: Tensor) -> None:
         labels = self._labels_of(given)
-        if isinstance(module, nn.LayerNorm):
-            # torch's own lies along the last dimension, those of images permute to it
-            per_channel = labels.shape[-1] == module.normalized_shape[-1]
-            channel = labels.ndim - 1 if per_channel or labels.ndim < 4 else 1
-        else:
-            channel = 1 if labels.ndim > 1 else 0
+        channel = channel_dimension(module, labels.shape)
         dims = [d for d in range(labels.ndim) if d != channel]
         self.found.norms[name] = self.coupling.one_along(labels, dims)
 
