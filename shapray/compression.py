@@ -26,6 +26,7 @@ from shapray.driver.console import PlainConsole
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
 from shapray.network.group import Group
+from shapray.network.index_maps import check_removed
 from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
@@ -343,7 +344,9 @@ def _check_cut(whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tens
         ValueError: one of them cannot be cut.
     """
     about("example", lambda: probe(whole, example))
-    found = [group for group in find_groups(whole, example) if cut.get(group.name)]
+    groups = find_groups(whole, example)
+    about("cut", lambda: check_removed(groups, cut))
+    found = [group for group in groups if cut.get(group.name)]
     for group in found:
         reason = group.reason or check_group(whole, group, example, seed=0)
         if reason is not None:

@@ -45,6 +45,7 @@ class _Finder:
         self.outputs = {n: classes.found(o).tolist() for n, o in tracked.outputs.items()}
         self.inputs = {n: classes.found(i).tolist() for n, i in tracked.inputs.items()}
         self.norms = {n: classes.found(c).tolist() for n, c in tracked.norms.items()}
+        self.moves = {n: classes.found(c).tolist() for n, c in tracked.moves.items()}
         self.of_network = {classes.find(label) for label in tracked.of_network}
         self.misfits: dict[int, str] = {}  # class -> a parameter that cannot be cut
         self.parameters = dict(self._parameters())
@@ -105,6 +106,11 @@ class _Finder:
             for parameter, (dim, labels) in self.parameters.items()
             if (channels := _units_of(labels, units)) is not None
         ]
+        moves = [
+            Channels(move, channels)
+            for move in self.names
+            if move in self.moves and (channels := _units_of(self.moves[move], units)) is not None
+        ]
         members = {c.module for c in (*consumers, *writers)}
         members |= {p.name.rpartition(".")[0] for p in parameters}
         group = Group(
@@ -117,6 +123,7 @@ class _Finder:
             None,
             tuple(writers),
             tuple(parameters),
+            tuple(moves),
         )
         reason = next(self._obstacles(group, units), None)
         return Group(**{**vars(group), "reason": reason})

@@ -48,3 +48,5 @@ class Group:
     groups): their output channels."""
     parameters: tuple[Parameter, ...] = ()
     """What else loses entries with a unit."""
+    moves: tuple[Channels, ...] = ()
+    """Steps of a program that move channels (see `program`): what they read."""

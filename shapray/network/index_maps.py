@@ -50,7 +50,7 @@ def kept_channels(
     Raises:
         ValueError: there is no such group; units that it does not have, or twice; all of them.
     """
-    _check(groups, removed)
+    check_removed(groups, removed)
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
     for group in groups:
@@ -74,13 +74,29 @@ def kept_channels(
     return {name: found for name, found in kept.items() if found != Kept(None, None)}
 
 
-def _check(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
+def moved_channels(
+    groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """Of every step of a program that moves channels, which of those that it reads stay: name ->
+    (n_channels,) bool."""
+    left: dict[str, Tensor] = {}
+    for group in groups:
+        gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.int64)
+        for move in group.moves if len(gone) else ():
+            _take(left, move.module, move.unit_of_channel, gone)
+    return left
+
+
+def check_removed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
+    """Raise as `kept_channels` does for what cannot be removed."""
     by_name = {group.name: group for group in groups}
     for name, units in removed.items():
         if not len(units):
             continue
         if name not in by_name:
-            raise ValueError(f"the network has no group '{name}'; it has {', '.join(by_name)}")
+            raise ValueError(
+                f"group '{name}': the network has none of that name; it has {', '.join(by_name)}"
+            )
         n_units = by_name[name].n_units
         if len(set(units)) < len(units) or min(units) < 0 or max(units) >= n_units:
             raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")

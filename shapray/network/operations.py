@@ -72,6 +72,25 @@ def operation_name(operation: Any) -> str:
     return str(operation._schema.name).partition("::")[2].removesuffix("_")
 
 
+def is_view(operation: Any) -> bool:
+    """Results look into the storage of an argument, and nothing is written."""
+    if operation_name(operation) == "_unsafe_view":
+        return True
+    infos = [r.alias_info for r in operation._schema.returns]
+    return any(info is not None and not info.is_write for info in infos)
+
+
+def by_name(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """An operation's arguments by the names of its schema, defaults included."""
+    parameters = operation._schema.arguments
+    given = dict(zip((p.name for p in parameters), args, strict=False)) | dict(kwargs)
+    return {
+        p.name: given.get(p.name, p.default_value)
+        for p in parameters
+        if p.name in given or p.has_default_value()
+    }
+
+
 def rule_for(operation: Any) -> Rule | None:
     """What an operation does to labels; None if it is not known."""
     rule = RULES.get(operation_name(operation))
@@ -84,6 +103,32 @@ def _entry_by_entry(call: Call) -> list[Tensor]:
     labelled = [labels for t in call.tensors() if (labels := call.labels_of(t)).any()]
     spread = f"its channel is spread over others by {call.words}"
     return [call.coupling.together(labelled, spread)] * len(call.results)
+
+
+MOVES = (
+    "_to_copy",
+    "clone",
+    "contiguous",
+    "flip",
+    "gather",
+    "index",
+    "index_select",
+    "lift_fresh",
+    "native_channel_shuffle",
+    "repeat",
+    "roll",
+)
+"""Operations on one tensor whose results are entries of it."""
+
+
+def moved_labels(
+    operation: Any, arguments: Mapping[str, Any], labels_of: Callable[[Tensor], Tensor]
+) -> list[Tensor] | None:
+    """Labels of what an operation moves, in its results' shapes; None if it is none of `MOVES`."""
+    if operation_name(operation) not in MOVES:
+        return None
+    call = Call(operation, arguments, (), "", labels_of, Coupling())
+    return _moved(call)
 
 
 def _same(call: Call) -> list[Tensor]:

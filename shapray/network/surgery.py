@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from shapray.network.group import Group
-from shapray.network.index_maps import Kept, kept_channels
+from shapray.network.index_maps import Kept, kept_channels, moved_channels
+from shapray.network.moved import Moved
 
 
 def prune_model(
@@ -32,6 +33,10 @@ def prune_model(
                 dims = {p.name: p.dim for group in groups for p in group.parameters}
                 owner, _, parameter = name.rpartition(".")
                 _keep(modules[owner], parameter, dims[name], kept.outputs)
+        for name, stays in moved_channels(groups, removed).items():
+            step = modules[name]
+            assert isinstance(step, Moved)
+            step.cut(stays)
     return pruned
 
 

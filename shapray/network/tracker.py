@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from shapray.network.consumers import channel_dimension
 from shapray.network.coupling import Coupling
 from shapray.network.labels import LabelledTensors
-from shapray.network.operations import Call, operation_name, rule_for
+from shapray.network.moved import Moved
+from shapray.network.operations import Call, by_name, is_view, rule_for
 
 Norm = _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU
 """Layers that know how many channels they read, and put out the same."""
@@ -38,6 +39,7 @@ class Tracked:
         outputs: layer -> its output channels, (n_channels,).
         inputs: layer -> its input channels, (n_channels,); 0 for what is no layer's channel.
         norms: layer -> the channels it reads and puts out, (n_channels,).
+        moves: step of a program that moves channels -> those it reads, (n_channels,).
         parameters: name -> the channels of its entries, in its shape; those of no layer above.
         above: layer -> the layers that were run on the way to what it reads.
         of_network: labels of what the network puts out, or makes of it at its very end.
@@ -47,6 +49,7 @@ class Tracked:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
+    moves: dict[str, Tensor] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     above: dict[str, set[str]] = field(default_factory=dict)
     of_network: set[int] = field(default_factory=set)
@@ -143,9 +146,10 @@ class _Tracker(TorchDispatchMode):
             self.reading = self._labels_of(given[0])
             self.reading_above = self._above(given)
         elif isinstance(module, Norm) and given:
-            self.layer = name
-            self._read_by_norm(name, module, given[0])
-            self.layer = None
+            channel = channel_dimension(module, given[0].shape)
+            self.found.norms[name] = self._channels(name, given[0], channel)
+        elif isinstance(module, Moved) and given:
+            self.found.moves[name] = self._channels(name, given[0], module.dim)
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         name = self.names[module]
@@ -206,11 +210,13 @@ class _Tracker(TorchDispatchMode):
         self.coupling.exclude(outputs[~read.any(1)], reason)
         self.coupling.one_along(torch.cat([read, outputs], 1), [1])
 
-    def _read_by_norm(self, name: str, module: nn.Module, given: Tensor) -> None:
-        labels = self._labels_of(given)
-        channel = channel_dimension(module, labels.shape)
-        dims = [d for d in range(labels.ndim) if d != channel]
-        self.found.norms[name] = self.coupling.one_along(labels, dims)
+    def _channels(self, name: str, read: Tensor, channel: int) -> Tensor:
+        """The classes along a dimension of what a layer reads, (n_channels,)."""
+        self.layer = name
+        labels = self._labels_of(read)
+        found = self.coupling.one_along(labels, [d for d in range(labels.ndim) if d != channel])
+        self.layer = None
+        return found
 
     # operations
 
@@ -224,7 +230,7 @@ class _Tracker(TorchDispatchMode):
         given = dict(kwargs or {})
         if self.layer is not None:
             return func(*args, **given)
-        if rule_for(func) is None and not _is_view(func):
+        if rule_for(func) is None and not is_view(func):
             with self:  # what it is made of may be known
                 result = func.decompose(*args, **given)
             if result is not NotImplemented:
@@ -239,13 +245,13 @@ class _Tracker(TorchDispatchMode):
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not results:
             return
-        arguments = _by_name(func, args, kwargs)
+        arguments = by_name(func, args, kwargs)
         given = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         above = self._above(given)
         for tensor in results:
             self.tensors.put_above(tensor, above)
         labelled = [labels for t in given if (labels := self.tensors.labels(t)) is not None]
-        if _is_view(func) or not any(labels.any() for labels in labelled):
+        if is_view(func) or not any(labels.any() for labels in labelled):
             return
         place = f" in {self.stack[-1]}" if self.stack and self.stack[-1] else ""
         call = Call(func, arguments, results, place, self._labels_of, self.coupling)
@@ -266,24 +272,6 @@ class _Tracker(TorchDispatchMode):
 
     def _names(self, above: int) -> set[str]:
         return {name for name, number in self.numbers.items() if above >> number & 1}
-
-
-def _is_view(func: Any) -> bool:
-    """Results look into the storage of an argument, and nothing is written."""
-    if operation_name(func) == "_unsafe_view":
-        return True
-    infos = [r.alias_info for r in func._schema.returns]
-    return any(info is not None and not info.is_write for info in infos)
-
-
-def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = func._schema.arguments
-    given = dict(zip((p.name for p in parameters), args, strict=False)) | dict(kwargs)
-    return {
-        p.name: given.get(p.name, p.default_value)
-        for p in parameters
-        if p.name in given or p.has_default_value()
-    }
 
 
 def _tied_weights(model: nn.Module) -> dict[str, str]:
