@@ -24,9 +24,11 @@ from shapray.config import Cluster, Prune, Score
 from shapray.config.prune import TARGETS
 from shapray.driver.console import PlainConsole
 from shapray.network.check import check_group
+from shapray.network.cuttable import as_program, cuttable
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.index_maps import check_removed
+from shapray.network.moved import Moved
 from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
@@ -105,7 +107,8 @@ def plan(
             f"model, images: both are needed for {key}: {share}, allocation: {asked.allocation}, "
             f"rank_by: {', '.join(asked.rank_by)}; a ratio of the units by their scores needs none"
         )
-    whole, pixels = scorable(model), pixels_of(images)
+    pixels = pixels_of(images)
+    whole, _ = cuttable(scorable(model), pixels[:1])
     chooser = _chooser(asked, n_units, whole, pixels)
     ranking, losses = ranked(chooser, scores.scores, whole, pixels, labels_of(labels, len(pixels)))
     return chooser.choose(ranking, losses, key, share)
@@ -146,8 +149,11 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
             "images[:1] is one"
         )
     network = network_of(model)
-    groups = _check_cut(scorable(network), cut, pixels_of(example))
+    form, groups = _check_cut(scorable(network), cut, pixels_of(example))
     own = example.to(like(network))
+    if any(isinstance(module, Moved) for module in form.modules()):
+        in_eval_mode = copy.deepcopy(network).eval()
+        network = about("cut", lambda: as_program(in_eval_mode, own)).train(network.training)
     pruned = about("cut", lambda: prune_model(network, groups, cut))
     if said := str(drop_unreached(pruned, network, own)):
         warnings.warn(said, stacklevel=2)
@@ -200,7 +206,7 @@ def _repaired(
     network, pixels = network_of(model), pixels_of(images)
     device = like(network).device
     whole = scorable(network)
-    groups = _check_cut(whole, cut, pixels[:1])
+    whole, groups = _check_cut(whole, cut, pixels[:1])
     targets, order = labels_of(labels, len(pixels)), shuffled(len(pixels))  # as a job takes them
     return about(
         "repair",
@@ -337,18 +343,20 @@ def _known(settings: Mapping[str, Any], names: Sequence[str]) -> None:
         raise ValueError(f"{min(unknown)}: no such argument; there are {', '.join(names)}")
 
 
-def _check_cut(whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> list[Group]:
-    """The groups that lose units.
+def _check_cut(
+    whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor
+) -> tuple[nn.Module, list[Group]]:
+    """The network in the form that can be cut, and the groups that lose units.
 
     Raises:
         ValueError: one of them cannot be cut.
     """
     about("example", lambda: probe(whole, example))
-    groups = find_groups(whole, example)
+    whole, groups = cuttable(whole, example)
     about("cut", lambda: check_removed(groups, cut))
     found = [group for group in groups if cut.get(group.name)]
     for group in found:
         reason = group.reason or check_group(whole, group, example, seed=0)
         if reason is not None:
             raise ValueError(f"cut: group '{group.name}' cannot be cut: {reason}")
-    return found
+    return whole, found

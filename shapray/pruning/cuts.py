@@ -299,13 +299,15 @@ def plan_json(
     """The content of ``prune/plan.json``.
 
     Args:
-        groups: those that were scored.
+        groups: those that were scored; if steps of a program are among what they lose, the network
+            is that program (see `network.program`), else of the factory's class.
         kept: what is left of each module that loses channels; null in the file: all.
         dropped: what was set afterwards so that the network can be trained.
     """
     return {
         "format": PLAN_FORMAT,
         "rounds": plan.rounds,
+        "program": any(group.moves for group in groups),
         "groups": {
             group.name: {"n_units": group.n_units, "removed": list(plan.removed[group.name])}
             for group in groups

@@ -15,6 +15,7 @@ from shapray.credentials import is_hidden, without_credentials
 from shapray.errors import JobError
 from shapray.inputs.model import build_model
 from shapray.inputs.weights import misfits
+from shapray.network.cuttable import as_program
 from shapray.network.find import find_groups
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import apply_settings
@@ -59,6 +60,7 @@ class _Group(BaseModel):
 class _Plan(BaseModel):
     format: _Count
     groups: dict[str, _Group]
+    program: bool = False
     dropped: dict[str, Literal[False] | None] = {}  # plans of version 0.2 have none
 
     @model_validator(mode="after")
@@ -226,6 +228,8 @@ def _example(store: RunDirectory, run: _Run) -> Tensor:
 
 def _cut(where: str, model: nn.Module, factory: str, plan: _Plan, example: Tensor) -> nn.Module:
     try:
+        if plan.program:
+            model = as_program(model, example)
         groups = find_groups(model, example)
         n_units = {group.name: group.n_units for group in groups}
         for name, group in plan.groups.items():
