@@ -157,6 +157,25 @@ class Coupling:
                 self.classes.unite(*pair)
         return largest
 
+    def grouped_along(self, labels: Tensor, dims: Sequence[int]) -> Tensor | None:
+        """Unite what lies along some dimensions, if that leaves more than one class (a sum over
+        branches, a softmax over them); None if it would make one of all (a mean over channels).
+
+        Returns:
+            as `one_along`.
+        """
+        flat = self._flat(labels, dims)
+        if flat.shape[-1] == 0:
+            return flat.new_zeros(flat.shape[:-1])
+        largest = flat.amax(-1)
+        others = (flat > 0) & (flat != largest[..., None])
+        pairs = self._pairs(largest[..., None].expand_as(flat)[others], flat[others])
+        if pairs and _n_parts(self.classes.among(labels), pairs) == 1:
+            return None
+        for pair in pairs:
+            self.classes.unite(*pair)
+        return largest
+
     def same_along(self, labels: Tensor, dims: Sequence[int]) -> Tensor | None:
         """The one class there is along some dimensions; None if somewhere there are several.
 
@@ -177,6 +196,16 @@ class Coupling:
         along = sorted({dim % max(1, labels.ndim) for dim in dims})
         rest = [dim for dim in range(labels.ndim) if dim not in along]
         return labels.permute(*rest, *along).reshape(*(labels.shape[d] for d in rest), -1)
+
+
+def _n_parts(members: Sequence[int], pairs: Sequence[tuple[int, int]]) -> int:
+    """How many classes there are once the pairs are united."""
+    part = {member: {member} for member in members}
+    for one, other in pairs:
+        if part[one] is not part[other]:
+            part[one] |= part[other]
+            part |= dict.fromkeys(part[other], part[one])
+    return len({id(of_member) for of_member in part.values()})
 
 
 def _repeats(labels: Tensor) -> bool:

@@ -172,7 +172,7 @@ def _reduced(call: Call) -> list[Tensor]:
     labels = call.first
     given = call.arguments.get("dim")
     dims = _dims(given, labels.ndim)
-    one = call.coupling.same_along(labels, dims)
+    one = call.coupling.grouped_along(labels, dims)
     if one is None:
         return call.mixture_of(labels)
     if call.results[0].ndim == labels.ndim:
@@ -184,7 +184,7 @@ def _reduced(call: Call) -> list[Tensor]:
 def _along(call: Call) -> list[Tensor]:
     """Entries depend on all along `dim`, and keep their places."""
     labels = call.first
-    if call.coupling.same_along(labels, _dims(call.arguments.get("dim"), labels.ndim)) is None:
+    if call.coupling.grouped_along(labels, _dims(call.arguments.get("dim"), labels.ndim)) is None:
         return call.mixture_of(labels)
     return [labels] * len(call.results)
 

@@ -176,7 +176,12 @@ class _Tracker(TorchDispatchMode):
         """Labels of a layer's outputs, (n_channels,), from those of what it reads."""
         channel = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
         dims = [d for d in range(reading.ndim) if d != reading.ndim + channel]
-        read = self.coupling.one_along(reading, dims)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            read = self.coupling.one_along(reading, dims)
+        else:
+            kind = type(module).__name__
+            self.coupling.exclude(reading, f"{name} reads it, a {kind}")
+            read = torch.zeros(reading.shape[channel])
         if name in self.found.inputs:  # called again: its weights are for both
             self._unite_calls(name, self.found.inputs[name], read)
             read = torch.maximum(read, self.found.inputs[name])
@@ -187,7 +192,6 @@ class _Tracker(TorchDispatchMode):
         outputs = self.found.outputs[name]
         if not isinstance(module, nn.Conv2d | nn.Linear):
             kind = type(module).__name__
-            self.coupling.exclude(read, f"{name} reads it, a {kind}")
             self.coupling.exclude(outputs, f"{name} is a {kind}; Conv2d and Linear are scored")
         elif name in self.tied:
             reason = f"{name} and {self.tied[name]} share their weights"
