@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from shapray.network.check import disagreement
+from shapray.network.program import traced
 
 _WITHOUT_ASSIGNMENT = {  # x += y and its like change x
     getattr(operator, f"i{name}"): getattr(operator, name)
@@ -28,8 +29,9 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     try:
-        folded = fuse(model)
+        folded = fuse(traced(model), no_trace=True)
         assert isinstance(folded, fx.GraphModule)
+        _erase_unread(folded)
         _make_out_of_place(folded)
         folded = folded.to(memory_format=torch.channels_last).eval()
         with torch.inference_mode():
@@ -44,6 +46,17 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
         )
         return model
     return folded
+
+
+def _erase_unread(module: fx.GraphModule) -> None:
+    """Questions about shapes and the like, whose answers nobody takes. What may change its input in
+    place stays."""
+    for node in reversed(module.graph.nodes):
+        name = str(getattr(node.target, "__name__", node.target))
+        asks = node.target is getattr or name in ("size", "dim", "numel", "_assert", "getattr")
+        if not node.users and node.op in ("call_function", "call_method") and asks:
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def _make_out_of_place(module: fx.GraphModule) -> None:

@@ -1,5 +1,6 @@
 """What a group's consumers read: masked, and where it is zero."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from shapray.network.channel_dimension import channel_dimension
 from shapray.network.group import Channels, Group
+from shapray.network.statistics import KeptNorm
 
 Reader = Callable[[Tensor, int], Tensor]
 """What a consumer would read, and the dimension its channels lie along -> what it reads."""
@@ -46,7 +49,8 @@ def intercept(model: nn.Module, readers: Iterable[tuple[Channels, Reader]]) -> I
 
 @contextmanager
 def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterator[None]:
-    """Within the context, every consumer of the group reads zeros for units out of the coalition.
+    """Within the context, every consumer of the group reads zeros for units out of the coalition,
+    and norms over channels take the others alone.
 
     Args:
         coalition: bool, the units that are kept: (n_units,) for all images alike, or
@@ -66,17 +70,24 @@ def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterato
 
         return zero
 
-    with intercept(model, [(consumer, zeroing(consumer)) for consumer in group.consumers]):
+    def normed_without(norm: Channels) -> Any:
+        unit = torch.tensor(norm.unit_of_channel, device=rows.device)
+        kept = (unit < 0) | rows[:, unit.clamp(min=0)]  # (1 or n_images, n_channels)
+
+        def norm_again(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
+            (read,) = args
+            channel = channel_dimension(module, read.shape)
+            return KeptNorm(module)(read, along(kept, channel, read.ndim).to(read.device))
+
+        return norm_again
+
+    with contextlib.ExitStack() as stack:
+        for norm in group.statistics:
+            module = model.get_submodule(norm.module)
+            stack.callback(module.register_forward_hook(normed_without(norm)).remove)
+        consumers = [(consumer, zeroing(consumer)) for consumer in group.consumers]
+        stack.enter_context(intercept(model, consumers))
         yield
-
-
-def channel_dimension(module: nn.Module, shape: Sequence[int]) -> int:
-    """The dimension that channels lie along in what a layer reads or puts out, of this shape."""
-    if isinstance(module, nn.Linear):
-        return len(shape) - 1
-    if isinstance(module, nn.LayerNorm) and shape[-1] == module.normalized_shape[-1]:
-        return len(shape) - 1  # else a LayerNorm of images: it turns them for its own forward
-    return 1 if len(shape) > 1 else 0
 
 
 def along(rows: Tensor, channel: int, ndim: int) -> Tensor:

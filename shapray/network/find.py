@@ -106,6 +106,12 @@ class _Finder:
             for parameter, (dim, labels) in self.parameters.items()
             if (channels := _units_of(labels, units)) is not None
         ]
+        statistics = [
+            Channels(norm, channels)
+            for norm in self.names
+            if norm in self.tracked.statistics
+            and (channels := _units_of(self.norms[norm], units)) is not None
+        ]
         moves = [
             Channels(move, channels)
             for move in self.names
@@ -119,10 +125,11 @@ class _Finder:
             "linear" if isinstance(module, nn.Linear) else "conv",
             tuple(n for n in self.names if n in members),
             tuple(consumers),
-            self._is_flat(consumers),
+            not statistics and self._is_flat(consumers),
             None,
             tuple(writers),
             tuple(parameters),
+            tuple(statistics),
             tuple(moves),
         )
         reason = next(self._obstacles(group, units), None)
@@ -137,6 +144,9 @@ class _Finder:
         if not self.of_network.isdisjoint(units):
             yield "its units are the network's outputs"
         yield from (self.reasons[label] for label in units if label in self.reasons)
+        for norm in group.statistics:
+            if not units.keys() >= {label for label in self.norms[norm.module] if label}:
+                yield f"{norm.module} normalises its channels together with others"
         if group.n_units == 1:
             yield "it has a single unit"
         if not group.consumers:

@@ -1,6 +1,8 @@
 """A group of units: who puts it out, who reads it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 
 @dataclass(frozen=True)
@@ -48,5 +50,17 @@ class Group:
     groups): their output channels."""
     parameters: tuple[Parameter, ...] = ()
     """What else loses entries with a unit."""
+    statistics: tuple[Channels, ...] = ()
+    """Norms over channels (see `statistics`): those that they read. What they make of a unit
+    depends on all others."""
     moves: tuple[Channels, ...] = ()
     """Steps of a program that move channels (see `program`): what they read."""
+
+
+Role = Callable[[Group], tuple[Channels, ...]]
+"""What layers are to a group."""
+
+CONSUMERS: Role = attrgetter("consumers")
+WRITERS: Role = attrgetter("writers")
+STATISTICS: Role = attrgetter("statistics")
+MOVES: Role = attrgetter("moves")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shapray.network.group import Group
+from shapray.network.group import CONSUMERS, WRITERS, Channels, Group, Role
 
 
 @dataclass(frozen=True)
@@ -51,40 +51,41 @@ def kept_channels(
         ValueError: there is no such group; units that it does not have, or twice; all of them.
     """
     check_removed(groups, removed)
-    outputs: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
-    for group in groups:
-        gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.int64)
-        if not len(gone):
-            continue
-        for writer in group.writers:
-            _take(outputs, writer.module, writer.unit_of_channel, gone)
-        for consumer in group.consumers:
-            _take(inputs, consumer.module, consumer.unit_of_channel, gone)
-        for parameter in group.parameters:
-            _take(outputs, parameter.name, parameter.unit_of_index, gone)
-            inputs[parameter.name] = outputs[parameter.name]
+    outputs = channels_left(groups, removed, WRITERS)
+    inputs = channels_left(groups, removed, CONSUMERS)
+    parameters = channels_left(groups, removed, _parameters)
     for name, left in outputs.items():
         if name not in inputs and (passed := _passed_on(model, name, left)) is not None:
             inputs[name] = passed
     kept = {
         name: Kept(_indices(outputs.get(name)), _indices(inputs.get(name)))
         for name in dict.fromkeys([*outputs, *inputs])
-    }
+    } | {name: Kept(_indices(left), _indices(left)) for name, left in parameters.items()}
     return {name: found for name, found in kept.items() if found != Kept(None, None)}
 
 
-def moved_channels(
-    groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
+def channels_left(
+    groups: Sequence[Group], removed: Mapping[str, Sequence[int]], role: Role
 ) -> dict[str, Tensor]:
-    """Of every step of a program that moves channels, which of those that it reads stay: name ->
-    (n_channels,) bool."""
+    """Of the channels of layers that lose some, which ones stay.
+
+    Args:
+        role: of the layers, such as `CONSUMERS`: what they read; `WRITERS`: what they put out.
+    Returns:
+        layer -> (n_channels,) bool.
+    """
     left: dict[str, Tensor] = {}
     for group in groups:
         gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.int64)
-        for move in group.moves if len(gone) else ():
-            _take(left, move.module, move.unit_of_channel, gone)
+        for layer in role(group) if len(gone) else ():
+            stays = ~torch.isin(torch.tensor(layer.unit_of_channel), gone)
+            before = left.get(layer.module)
+            left[layer.module] = stays if before is None else before & stays
     return left
+
+
+def _parameters(group: Group) -> tuple[Channels, ...]:
+    return tuple(Channels(p.name, p.unit_of_index) for p in group.parameters)
 
 
 def check_removed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
@@ -102,11 +103,6 @@ def check_removed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]])
             raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")
         if len(units) == n_units:
             raise ValueError(f"group '{name}': all {n_units} units would go; one must stay")
-
-
-def _take(left: dict[str, Tensor], name: str, units: tuple[int, ...], gone: Tensor) -> None:
-    stays = ~torch.isin(torch.tensor(units), gone)
-    left[name] = left[name] & stays if name in left else stays
 
 
 def _passed_on(model: nn.Module, name: str, outputs: Tensor) -> Tensor | None:

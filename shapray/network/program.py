@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import by_name, is_view, moved_labels
+from shapray.network.statistics import KeptNorm
 
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 TOLERANCE = 1e-5  # of the largest output, between a network and its program
@@ -29,7 +30,9 @@ class LayerTracer(fx.Tracer):
     """Traces down to layers, those of classes derived from PyTorch's among them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*LAYERS, Moved)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*LAYERS, Moved, KeptNorm)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
@@ -43,31 +46,32 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
         None if it cannot be traced, or the program would not compute the same.
     """
     try:
-        traced = _traced(copy.deepcopy(model))
-        for move in _moves(traced, example):
-            _replace(traced, move)
-        traced.graph.eliminate_dead_code()
-        traced.recompile()
+        found = traced(copy.deepcopy(model))
+        for move in _moves(found, example):
+            _replace(found, move)
+        found.graph.eliminate_dead_code()
+        found.recompile()
         for name, module in model.named_modules():  # heads that only training uses, and their like
-            if not list(module.children()) and name and name not in _names(traced):
-                traced.add_submodule(name, copy.deepcopy(module))
+            if not list(module.children()) and name and name not in _names(found):
+                found.add_submodule(name, copy.deepcopy(module))
         with torch.no_grad():
             random = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
             for image in (example, random.to(example)):
-                right, found = model(image.clone()), traced(image.clone())
-                if not torch.allclose(found, right, atol=TOLERANCE * right.abs().max().item()):
+                right, its = model(image.clone()), found(image.clone())
+                if not torch.allclose(its, right, atol=TOLERANCE * right.abs().max().item()):
                     return None
     except Exception:  # tracing runs the network's forward with what is no tensor
         return None
-    missing = model.state_dict().keys() - traced.state_dict().keys()
-    return None if missing else traced
+    missing = model.state_dict().keys() - found.state_dict().keys()
+    return None if missing else found
 
 
 def _names(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_modules(remove_duplicate=False)}
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def traced(model: nn.Module) -> fx.GraphModule:
+    """A network as torch.fx traces it, down to its layers; it shares them."""
     return fx.GraphModule(model, LayerTracer().trace(model), type(model).__name__)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shapray.network.consumers import channel_dimension, mask_consumers
+from shapray.network.channel_dimension import channel_dimension
+from shapray.network.consumers import mask_consumers
 from shapray.network.group import Channels, Group
 
 

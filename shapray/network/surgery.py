@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from shapray.network.group import Group
-from shapray.network.index_maps import Kept, kept_channels, moved_channels
+from shapray.network.group import MOVES, Group
+from shapray.network.index_maps import Kept, channels_left, kept_channels
 from shapray.network.moved import Moved
+from shapray.network.statistics import AlwaysKept
 
 
 def prune_model(
@@ -25,6 +26,9 @@ def prune_model(
     """
     with torch.inference_mode(False):  # what is copied in inference mode can never require grad
         pruned = copy.deepcopy(model)
+        for name, module in list(pruned.named_modules()):
+            if isinstance(module, AlwaysKept):  # of a silenced network: now it is really cut
+                pruned.set_submodule(name, module.norm)
         modules = dict(pruned.named_modules())
         for name, kept in kept_channels(model, groups, removed).items():
             if name in modules:
@@ -33,7 +37,7 @@ def prune_model(
                 dims = {p.name: p.dim for group in groups for p in group.parameters}
                 owner, _, parameter = name.rpartition(".")
                 _keep(modules[owner], parameter, dims[name], kept.outputs)
-        for name, stays in moved_channels(groups, removed).items():
+        for name, stays in channels_left(groups, removed, MOVES).items():
             step = modules[name]
             assert isinstance(step, Moved)
             step.cut(stays)
@@ -57,7 +61,8 @@ def _cut_module(module: nn.Module, kept: Kept) -> None:
         if isinstance(module, _NormBase):
             module.num_features = n_left
         elif isinstance(module, nn.GroupNorm):
-            module.num_groups = n_left * module.num_groups // module.num_channels
+            in_group = module.num_channels // module.num_groups
+            module.num_groups = max(1, n_left // in_group)  # the only one has what is left
             module.num_channels = n_left
         elif isinstance(module, nn.LayerNorm):
             module.normalized_shape = (n_left,)

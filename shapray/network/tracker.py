@@ -18,11 +18,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shapray.network.consumers import channel_dimension
+from shapray.network.channel_dimension import channel_dimension
 from shapray.network.coupling import Coupling
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import Call, by_name, is_view, rule_for
+from shapray.network.statistics import is_over_channels
 
 Norm = _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU
 """Layers that know how many channels they read, and put out the same."""
@@ -39,6 +40,7 @@ class Tracked:
         outputs: layer -> its output channels, (n_channels,).
         inputs: layer -> its input channels, (n_channels,); 0 for what is no layer's channel.
         norms: layer -> the channels it reads and puts out, (n_channels,).
+        statistics: those of them that are statistics over channels.
         moves: step of a program that moves channels -> those it reads, (n_channels,).
         parameters: name -> the channels of its entries, in its shape; those of no layer above.
         above: layer -> the layers that were run on the way to what it reads.
@@ -49,6 +51,7 @@ class Tracked:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     moves: dict[str, Tensor] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     above: dict[str, set[str]] = field(default_factory=dict)
@@ -141,14 +144,14 @@ class _Tracker(TorchDispatchMode):
         if self.layer is not None:
             return
         given = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-        if isinstance(module, _ConvNd | nn.Linear) and given:
+        if given and (isinstance(module, _ConvNd | nn.Linear) or is_over_channels(module)):
             self.layer = name
             self.reading = self._labels_of(given[0])
             self.reading_above = self._above(given)
-        elif isinstance(module, Norm) and given:
+        elif given and isinstance(module, Norm):
             channel = channel_dimension(module, given[0].shape)
             self.found.norms[name] = self._channels(name, given[0], channel)
-        elif isinstance(module, Moved) and given:
+        elif given and isinstance(module, Moved):
             self.found.moves[name] = self._channels(name, given[0], module.dim)
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
@@ -168,9 +171,23 @@ class _Tracker(TorchDispatchMode):
         above = self.reading_above
         self.found.above.setdefault(name, set()).update(self._names(above))
         self.tensors.put_above(output, above | 1 << self.numbers[name])
+        if is_over_channels(module):
+            self._pass_norm(name, module, self.reading, output)
+            return
         labels = self._pass_layer(name, module, self.reading)
         dims = [1] * (0 if isinstance(module, nn.Linear) else len(module.kernel_size))  # type: ignore[arg-type]
         self.tensors.put(output, labels.view(-1, *dims))
+
+    def _pass_norm(self, name: str, module: nn.Module, reading: Tensor, output: Tensor) -> None:
+        """A norm over channels: an output goes with its input, and depends on all."""
+        channel = channel_dimension(module, reading.shape)
+        dims = [d for d in range(reading.ndim) if d != channel]
+        read = self.coupling.one_along(reading, dims)
+        if name in self.found.norms:
+            self._unite_calls(name, self.found.norms[name], read)
+        self.found.norms[name] = self.found.statistics[name] = read
+        shape = [-1 if d == channel else 1 for d in range(reading.ndim)]
+        self.tensors.put(output, read.view(shape))
 
     def _pass_layer(self, name: str, module: nn.Module, reading: Tensor) -> Tensor:
         """Labels of a layer's outputs, (n_channels,), from those of what it reads."""

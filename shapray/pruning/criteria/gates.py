@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.func import functional_call
 
-from shapray.network.consumers import Reader, along, channel_dimension, intercept
+from shapray.network.channel_dimension import channel_dimension
+from shapray.network.consumers import Reader, along, intercept
 from shapray.network.group import Channels
 from shapray.pruning.criteria.inputs import Inputs
 
