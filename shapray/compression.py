@@ -24,11 +24,10 @@ from shapray.config import Cluster, Prune, Score
 from shapray.config.prune import TARGETS
 from shapray.driver.console import PlainConsole
 from shapray.network.check import check_group
-from shapray.network.cuttable import as_program, cuttable
+from shapray.network.cuttable import as_program, cuttable, is_program
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.index_maps import check_removed
-from shapray.network.moved import Moved
 from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
@@ -151,7 +150,7 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
     network = network_of(model)
     form, groups = _check_cut(scorable(network), cut, pixels_of(example))
     own = example.to(like(network))
-    if any(isinstance(module, Moved) for module in form.modules()):
+    if is_program(form):
         in_eval_mode = copy.deepcopy(network).eval()
         network = about("cut", lambda: as_program(in_eval_mode, own)).train(network.training)
     pruned = about("cut", lambda: prune_model(network, groups, cut))

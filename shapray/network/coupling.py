@@ -13,6 +13,8 @@ from torch import Tensor
 
 from shapray.network.labels import Classes
 
+MIXED = "its channels are mixed"
+
 
 @dataclass(frozen=True)
 class _Mixture:

@@ -7,19 +7,20 @@ from torch import Tensor, nn
 
 from shapray.network.check import disagreement
 from shapray.network.consumers import mask_consumers
-from shapray.network.find import find_groups
+from shapray.network.find import find_groups, is_mixed
 from shapray.network.group import Group
 from shapray.network.moved import Moved
 from shapray.network.program import program
+from shapray.network.reduced import Reduced
 from shapray.network.surgery import prune_model
 
 
 def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]:
     """A network that computes the same and can be cut, and its groups.
 
-    That is the network itself wherever units can be taken from all of its groups at once; where its
-    forward is written for all channels, and a program of it moves them by index, the program, which
-    has the same layers and ``state_dict``.
+    That is the network itself wherever units can be taken from all of its groups at once. Where its
+    forward is written for all channels, or takes means over them, it is a program (see `program`)
+    that moves and counts them, with the same layers and ``state_dict``.
 
     Args:
         model: in eval mode.
@@ -28,12 +29,25 @@ def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]
         NetworkError: see `find_groups`.
     """
     groups = find_groups(model, example)
-    if _can_be_cut(model, groups, example):
+    fits = _can_be_cut(model, groups, example)
+    if fits and not any(is_mixed(group) for group in groups):
         return model, groups
     traced = program(model, example)
-    if traced is None or not any(isinstance(module, Moved) for module in traced.modules()):
+    if traced is None or not is_program(traced):
         return model, groups
-    return traced, find_groups(traced, example)
+    found = find_groups(traced, example)
+    if fits and _n_scorable(found) <= _n_scorable(groups):
+        return model, groups
+    return traced, found
+
+
+def is_program(network: nn.Module) -> bool:
+    """Whether a network is a program with steps in place of what its class does with channels."""
+    return any(isinstance(module, Moved | Reduced) for module in network.modules())
+
+
+def _n_scorable(groups: list[Group]) -> int:
+    return sum(group.n_units for group in groups if group.reason is None)
 
 
 def as_program(model: nn.Module, example: Tensor) -> nn.Module:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from shapray.errors import NetworkError
+from shapray.network.coupling import MIXED
 from shapray.network.group import Channels, Group, Parameter
 from shapray.network.tracker import Tracked, track
 from shapray.text import one_line
@@ -35,6 +36,11 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     return _Finder(model, tracked).groups()
 
 
+def is_mixed(group: Group) -> bool:
+    """Whether a group is excluded for an operation that mixes its channels."""
+    return (group.reason or "").startswith(MIXED)
+
+
 class _Finder:
     """Reads groups off what was followed."""
 
@@ -45,6 +51,7 @@ class _Finder:
         self.outputs = {n: classes.found(o).tolist() for n, o in tracked.outputs.items()}
         self.inputs = {n: classes.found(i).tolist() for n, i in tracked.inputs.items()}
         self.norms = {n: classes.found(c).tolist() for n, c in tracked.norms.items()}
+        self.statistics = {n: classes.found(c).tolist() for n, c in tracked.statistics.items()}
         self.moves = {n: classes.found(c).tolist() for n, c in tracked.moves.items()}
         self.of_network = {classes.find(label) for label in tracked.of_network}
         self.misfits: dict[int, str] = {}  # class -> a parameter that cannot be cut
@@ -109,8 +116,8 @@ class _Finder:
         statistics = [
             Channels(norm, channels)
             for norm in self.names
-            if norm in self.tracked.statistics
-            and (channels := _units_of(self.norms[norm], units)) is not None
+            if norm in self.statistics
+            and (channels := _units_of(self.statistics[norm], units)) is not None
         ]
         moves = [
             Channels(move, channels)
@@ -145,8 +152,8 @@ class _Finder:
             yield "its units are the network's outputs"
         yield from (self.reasons[label] for label in units if label in self.reasons)
         for norm in group.statistics:
-            if not units.keys() >= {label for label in self.norms[norm.module] if label}:
-                yield f"{norm.module} normalises its channels together with others"
+            if not units.keys() >= {label for label in self.statistics[norm.module] if label}:
+                yield f"{norm.module} is over its channels together with others"
         if group.n_units == 1:
             yield "it has a single unit"
         if not group.consumers:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from shapray.network.coupling import Coupling
+from shapray.network.coupling import MIXED, Coupling
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Call:
         return self.mixture_of(given)
 
     def mixture_of(self, labels: Tensor) -> list[Tensor]:
-        label = self.coupling.mixture(labels, f"its channels are mixed by {self.words}")
+        label = self.coupling.mixture(labels, f"{MIXED} by {self.words}")
         return [label] * len(self.results)
 
 
@@ -72,9 +72,15 @@ def operation_name(operation: Any) -> str:
     return str(operation._schema.name).partition("::")[2].removesuffix("_")
 
 
+_OF_ONE_STORAGE = {
+    "_unsafe_view",  # says nothing of it
+    *("as_strided", "detach", "squeeze", "swapdims", "t", "transpose", "unsqueeze"),  # in place
+}
+
+
 def is_view(operation: Any) -> bool:
     """Results look into the storage of an argument, and nothing is written."""
-    if operation_name(operation) == "_unsafe_view":
+    if operation_name(operation) in _OF_ONE_STORAGE:
         return True
     infos = [r.alias_info for r in operation._schema.returns]
     return any(info is not None and not info.is_write for info in infos)

@@ -1,8 +1,9 @@
-"""A network's forward as a program of layers, in which channels are moved by index.
+"""A network's forward as a program of layers, in which channels are moved by index, or counted.
 
 A forward that chunks, shuffles or reshapes channels is written for all of them: with some gone the
 halves are unequal, and what it does with sizes no longer does the same. In the program such steps
-are modules, `Moved`, which pick channels by their indices and are cut like any other layer.
+are modules, `Moved`, which pick channels by their indices and are cut like any other layer. So are
+means over channels, `Reduced`, which a mask has to tell which channels count.
 """
 
 import copy
@@ -20,9 +21,11 @@ from torch.utils._pytree import tree_leaves
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import by_name, is_view, moved_labels
+from shapray.network.reduced import KINDS, Reduced
 from shapray.network.statistics import KeptNorm
 
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+_REDUCTION = {"input", "dim", "keepdim"}
 TOLERANCE = 1e-5  # of the largest output, between a network and its program
 
 
@@ -30,7 +33,7 @@ class LayerTracer(fx.Tracer):
     """Traces down to layers, those of classes derived from PyTorch's among them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*LAYERS, Moved, KeptNorm)) or super().is_leaf_module(
+        return isinstance(m, (*LAYERS, Moved, Reduced, KeptNorm)) or super().is_leaf_module(
             m, module_qualified_name
         )
 
@@ -47,8 +50,8 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
     """
     try:
         found = traced(copy.deepcopy(model))
-        for move in _moves(found, example):
-            _replace(found, move)
+        for step in _steps(found, example):
+            _replace(found, step)
         found.graph.eliminate_dead_code()
         found.recompile()
         for name, module in model.named_modules():  # heads that only training uses, and their like
@@ -76,14 +79,17 @@ def traced(model: nn.Module) -> fx.GraphModule:
 
 
 @dataclass(frozen=True)
-class _Move:
+class _Step:
+    """A node whose value is that of a module on another's."""
+
     node: fx.Node
     source: fx.Node
-    module: Moved
+    module: Moved | Reduced
 
 
-def _moves(traced: fx.GraphModule, example: Tensor) -> list[_Move]:
-    """The nodes whose values are channels of one other's, in another order or not all."""
+def _steps(traced: fx.GraphModule, example: Tensor) -> list[_Step]:
+    """The nodes whose values are channels of one other's, in another order or not all, or reduced
+    over them."""
     follower = _Follower(traced)
     with torch.inference_mode(False), torch.no_grad():
         follower.run(example.detach().clone())
@@ -99,13 +105,15 @@ class _Follower(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
-        self.found: list[_Move] = []
+        self.found: list[_Step] = []
         self.tensors = LabelledTensors()
         self.sources: list[tuple[fx.Node, tuple[int, ...], int]] = []  # node, its shape, dimension
         self.starts: list[int] = [1]
 
     def run_node(self, n: fx.Node) -> Any:
         dim = self._channel_dimension(n)
+        if n.op in ("call_function", "call_method"):
+            self._look_for_reduction(n, dim)
         watch = _Watch(self.tensors)
         with watch:
             value = super().run_node(n)
@@ -153,7 +161,23 @@ class _Follower(fx.Interpreter):
         if (along != along[:, :1]).any() or index.min() < 0:
             return
         if not torch.equal(index, torch.arange(shape[dim])):
-            self.found.append(_Move(node, source, Moved(index, dim, shape[dim])))
+            self.found.append(_Step(node, source, Moved(index, dim, shape[dim])))
+
+    def _look_for_reduction(self, node: fx.Node, channel: int) -> None:
+        kind = str(getattr(node.target, "__name__", node.target))
+        given = dict(zip(("input", "dim", "keepdim"), node.args)) | dict(node.kwargs)
+        source, dim = given.get("input"), given.get("dim")
+        if kind not in KINDS or not isinstance(source, fx.Node) or set(given) > _REDUCTION:
+            return
+        read = self.env[source]
+        labels = self.tensors.labels(read) if isinstance(read, Tensor) else None
+        wanted = [dim] if isinstance(dim, int) else dim
+        if labels is None or not isinstance(wanted, list | tuple):
+            return
+        dims = tuple(d % read.ndim for d in wanted if isinstance(d, int))
+        if channel in dims and labels.select(channel, 0).amax() != labels.amax():
+            module = Reduced(kind, dims, channel, bool(given.get("keepdim", False)))
+            self.found.append(_Step(node, source, module))
 
 
 class _Watch(TorchDispatchMode):
@@ -191,9 +215,9 @@ class _Watch(TorchDispatchMode):
         return torch.zeros(()).expand(tensor.shape) if labels is None else labels
 
 
-def _replace(traced: fx.GraphModule, move: _Move) -> None:
-    name = f"moved_{move.node.name}"
-    traced.add_submodule(name, move.module)
-    with traced.graph.inserting_before(move.node):
-        call = traced.graph.call_module(name, (move.source,))
-    move.node.replace_all_uses_with(call)
+def _replace(traced: fx.GraphModule, step: _Step) -> None:
+    name = f"{type(step.module).__name__.lower()}_{step.node.name}"
+    traced.add_submodule(name, step.module)
+    with traced.graph.inserting_before(step.node):
+        call = traced.graph.call_module(name, (step.source,))
+    step.node.replace_all_uses_with(call)

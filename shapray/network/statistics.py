@@ -1,4 +1,4 @@
-"""Norms over channels, of those that are kept: in the mask what they are in the cut.
+"""Norms and means over channels, of those that are kept: in the mask what they are in the cut.
 
 A LayerNorm, or a GroupNorm of one group, subtracts a mean over channels and divides by their
 deviation. With some channels removed these are over the others; to read zeros in their place would
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from shapray.network.channel_dimension import channel_dimension
+from shapray.network.reduced import Reduced
 
 
 def is_over_channels(module: nn.Module) -> bool:
-    """Whether a layer normalises by statistics over all channels of its input."""
+    """Whether what a layer puts out for a channel depends on all channels of its input."""
+    if isinstance(module, Reduced):
+        return True
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
     return isinstance(module, nn.GroupNorm) and module.num_groups == 1
@@ -27,7 +30,7 @@ class KeptNorm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        assert isinstance(norm, nn.LayerNorm | nn.GroupNorm)
+        assert isinstance(norm, nn.LayerNorm | nn.GroupNorm | Reduced)
         assert is_over_channels(norm)
         self.norm = norm
 
@@ -40,8 +43,10 @@ class KeptNorm(nn.Module):
                 dimension and those of space, if any, being 1 or of `x`.
         """
         channel = channel_dimension(self.norm, x.shape)
-        dims = [channel] if isinstance(self.norm, nn.LayerNorm) else list(range(1, x.ndim))
         stays = (kept != 0).expand(x.shape)
+        if isinstance(self.norm, Reduced):
+            return self.norm.of_kept(x, stays)
+        dims = [channel] if isinstance(self.norm, nn.LayerNorm) else list(range(1, x.ndim))
         n = stays.sum(dims, keepdim=True).to(x.dtype)
         mean = x.masked_fill(~stays, 0.0).sum(dims, keepdim=True) / n
         centred = x - mean

@@ -23,6 +23,7 @@ from shapray.network.coupling import Coupling
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import Call, by_name, is_view, rule_for
+from shapray.network.reduced import Reduced
 from shapray.network.statistics import is_over_channels
 
 Norm = _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU
@@ -40,7 +41,7 @@ class Tracked:
         outputs: layer -> its output channels, (n_channels,).
         inputs: layer -> its input channels, (n_channels,); 0 for what is no layer's channel.
         norms: layer -> the channels it reads and puts out, (n_channels,).
-        statistics: those of them that are statistics over channels.
+        statistics: layer that is a statistic over channels (see `statistics`) -> those it reads.
         moves: step of a program that moves channels -> those it reads, (n_channels,).
         parameters: name -> the channels of its entries, in its shape; those of no layer above.
         above: layer -> the layers that were run on the way to what it reads.
@@ -183,9 +184,12 @@ class _Tracker(TorchDispatchMode):
         channel = channel_dimension(module, reading.shape)
         dims = [d for d in range(reading.ndim) if d != channel]
         read = self.coupling.one_along(reading, dims)
-        if name in self.found.norms:
-            self._unite_calls(name, self.found.norms[name], read)
-        self.found.norms[name] = self.found.statistics[name] = read
+        if name in self.found.statistics:
+            self._unite_calls(name, self.found.statistics[name], read)
+        self.found.statistics[name] = read
+        if isinstance(module, Reduced):
+            return  # what it puts out is no channel's
+        self.found.norms[name] = read
         shape = [-1 if d == channel else 1 for d in range(reading.ndim)]
         self.tensors.put(output, read.view(shape))
 

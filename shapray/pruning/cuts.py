@@ -294,20 +294,24 @@ def compared_networks(prune: Prune) -> tuple[int, list[bool]]:
 
 
 def plan_json(
-    plan: Cut, groups: Sequence[Group], kept: Mapping[str, Kept], dropped: Settings
+    plan: Cut,
+    groups: Sequence[Group],
+    kept: Mapping[str, Kept],
+    dropped: Settings,
+    program: bool,
 ) -> dict[str, Any]:
     """The content of ``prune/plan.json``.
 
     Args:
-        groups: those that were scored; if steps of a program are among what they lose, the network
-            is that program (see `network.program`), else of the factory's class.
+        groups: those that were scored.
         kept: what is left of each module that loses channels; null in the file: all.
         dropped: what was set afterwards so that the network can be trained.
+        program: whether the network is a program (see `network.cuttable`), not of its own class.
     """
     return {
         "format": PLAN_FORMAT,
         "rounds": plan.rounds,
-        "program": any(group.moves for group in groups),
+        "program": program,
         "groups": {
             group.name: {"n_units": group.n_units, "removed": list(plan.removed[group.name])}
             for group in groups

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from shapray.network.cuttable import is_program
 from shapray.network.group import Group
 from shapray.network.index_maps import kept_channels
 from shapray.pruning.compressed import Compressed
@@ -46,7 +47,8 @@ def publish(
     for name, content in found.files.items():
         store.publish(f"{folder}/{name}", content)
     kept = kept_channels(whole, groups, plan.removed)
-    store.publish_json(f"{folder}/{names.PLAN}", plan_json(plan, groups, kept, made.dropped))
+    chosen = plan_json(plan, groups, kept, made.dropped, is_program(whole))
+    store.publish_json(f"{folder}/{names.PLAN}", chosen)
     return tuple(
         f"{folder}/{names.of_network(name)} is not written: {reason}"
         for name, reason in found.refused.items()
