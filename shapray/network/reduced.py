@@ -26,12 +26,12 @@ class Reduced(nn.Module):
         return KINDS[self.kind](x, self.dims, keepdim=self.keepdim)  # type: ignore[operator]
 
     def of_kept(self, x: Tensor, stays: Tensor) -> Tensor:
-        """The same of those entries that stay: bool, in the shape of `x`."""
+        """The same of those entries that stay: bool, in the shape of `x`; 0 if none does."""
+        n = stays.sum(self.dims, keepdim=self.keepdim)
         left = x.masked_fill(~stays, _NEUTRAL.get(self.kind, 0.0))
-        if self.kind != "mean":
-            return self.forward(left)
-        n = stays.sum(self.dims, keepdim=self.keepdim).to(x.dtype)
-        return left.sum(self.dims, keepdim=self.keepdim) / n
+        if self.kind == "mean":
+            return left.sum(self.dims, keepdim=self.keepdim) / n.clamp(min=1).to(x.dtype)
+        return self.forward(left).masked_fill(n == 0, 0.0)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, dims={self.dims}"

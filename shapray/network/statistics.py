@@ -47,7 +47,7 @@ class KeptNorm(nn.Module):
         if isinstance(self.norm, Reduced):
             return self.norm.of_kept(x, stays)
         dims = [channel] if isinstance(self.norm, nn.LayerNorm) else list(range(1, x.ndim))
-        n = stays.sum(dims, keepdim=True).to(x.dtype)
+        n = stays.sum(dims, keepdim=True).clamp(min=1).to(x.dtype)  # of none nothing is read
         mean = x.masked_fill(~stays, 0.0).sum(dims, keepdim=True) / n
         centred = x - mean
         spread = centred.masked_fill(~stays, 0.0).square().sum(dims, keepdim=True) / n
