@@ -49,14 +49,24 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _erase_unread(module: fx.GraphModule) -> None:
-    """Questions about shapes and the like, whose answers nobody takes. What may change its input in
-    place stays."""
+    """What nobody reads, a question about a shape or an output that is not asked for, is not run.
+    What may change its input in place stays."""
     for node in reversed(module.graph.nodes):
-        name = str(getattr(node.target, "__name__", node.target))
-        asks = node.target is getattr or name in ("size", "dim", "numel", "_assert", "getattr")
-        if not node.users and node.op in ("call_function", "call_method") and asks:
+        is_step = node.op not in ("output", "placeholder")
+        if is_step and not node.users and not _may_change_its_input(module, node):
             module.graph.erase_node(node)
     module.recompile()
+
+
+def _may_change_its_input(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    return (
+        _out_of_place(name) != name
+        or node.target in (operator.setitem, *_WITHOUT_ASSIGNMENT)
+        or bool(node.kwargs.get("inplace"))
+    )
 
 
 def _make_out_of_place(module: fx.GraphModule) -> None:
