@@ -37,7 +37,7 @@ from shapray.engine.choose import choose_groups
 from shapray.inputs.images import check_labels
 from shapray.inputs.model import ReadModel
 from shapray.network.consumers import count_active
-from shapray.network.find import find_groups
+from shapray.network.cuttable import cuttable
 from shapray.network.group import Group
 from shapray.network.probe import probe
 from shapray.pruning.evaluate import IMAGES_AT_ONCE
@@ -228,7 +228,7 @@ def prepared(
         copied = read.network
         n_classes = about("model", lambda: probe(copied, few))
         check_labels(held.labels, held.ids, n_classes, "labels")
-        found = about("model", lambda: find_groups(copied, few[:1]))
+        copied, found = about("model", lambda: cuttable(copied, few[:1]))
         checked, tail_macs = about(
             "groups", lambda: choose_groups(copied, found, few, asked.groups, asked.seed)
         )

@@ -26,8 +26,10 @@ from shapray.driver.console import PlainConsole
 from shapray.inputs.model import made_plain
 from shapray.inputs.outputs import own
 from shapray.network.check import check_group
+from shapray.network.cuttable import as_program, cuttable, is_program
 from shapray.network.find import find_groups
 from shapray.network.group import Group
+from shapray.network.index_maps import check_removed
 from shapray.network.probe import probe
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
@@ -107,7 +109,7 @@ def plan(
             f"rank_by: {', '.join(asked.rank_by)}; a ratio of the units by their scores needs none"
         )
     pixels = pixels_of(images)
-    whole = scorable(model, pixels).network
+    whole, _ = cuttable(scorable(model, pixels).network, pixels[:1])
     chooser = _chooser(asked, n_units, whole, pixels)
     ranking, losses = ranked(chooser, scores.scores, whole, pixels, labels_of(labels, len(pixels)))
     return chooser.choose(ranking, losses, key, share)
@@ -137,10 +139,10 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
     Args:
         model: the network that was scored.
         cut: group -> units to remove, from `plan` or of your own.
-        example: one image, (1, channels, height, width), with which the network is traced.
+        example: one image, (1, channels, height, width), with which its channels are followed.
     Raises:
-        ValueError: no such group, one that `score` excludes, units out of range or twice, all units
-            of a group, or units that cannot go without others.
+        ValueError: no such group, one that `score` excludes, units out of range or twice, or all
+            units of a group.
     """
     if not isinstance(example, Tensor) or example.ndim != 4 or len(example) != 1:
         raise ValueError(
@@ -148,11 +150,14 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
             "images[:1] is one"
         )
     image = pixels_of(example)
-    _check_cut(scorable(model, image).network, cut, image)
+    form, groups = _check_cut(scorable(model, image).network, cut, image)
     network = network_of(model)
     image = image.to(like(network))
     made_plain(network, image, None)
-    pruned = about("cut", lambda: prune_model(network, image, cut))
+    if is_program(form):
+        training = network.training
+        network = about("cut", lambda: as_program(network.eval(), image)).train(training)
+    pruned = about("cut", lambda: prune_model(network, groups, cut))
     if said := str(drop_unreached(pruned, network, image)):
         warnings.warn(said, stacklevel=2)
     return own(pruned)
@@ -202,9 +207,8 @@ def _repaired(
     check_known(settings, REPAIRING)
     asked = section_of(Prune, settings)
     pixels = pixels_of(images)
-    whole = scorable(model, pixels).network
     device = like(model).device
-    groups = _check_cut(whole, cut, pixels[:1])
+    whole, groups = _check_cut(scorable(model, pixels).network, cut, pixels[:1])
     targets, order = labels_of(labels, len(pixels)), shuffled(len(pixels))  # as a job takes them
     return about(
         "repair",
@@ -335,16 +339,20 @@ def _in_words(repairing: Mapping[str, Any]) -> str:
     return f"repaired by {', '.join(names)}" if names else "not repaired"
 
 
-def _check_cut(whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> list[Group]:
-    """The groups that lose units.
+def _check_cut(
+    whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor
+) -> tuple[nn.Module, list[Group]]:
+    """The network in the form that can be cut, and the groups that lose units.
 
     Raises:
         ValueError: one of them cannot be cut.
     """
     about("example", lambda: probe(whole, example))
-    found = [group for group in find_groups(whole, example) if cut.get(group.name)]
+    whole, groups = cuttable(whole, example)
+    about("cut", lambda: check_removed(groups, cut))
+    found = [group for group in groups if cut.get(group.name)]
     for group in found:
         reason = group.reason or check_group(whole, group, example, seed=0)
         if reason is not None:
             raise ValueError(f"cut: group '{group.name}' cannot be cut: {reason}")
-    return found
+    return whole, found

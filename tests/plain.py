@@ -1,11 +1,14 @@
 """A plain network, its images and its groups: the tests of what goes together vary it."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray.network.find import find_groups
 from shapray.network.group import Group
+from shapray.network.surgery import prune_model
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -29,6 +32,11 @@ def images(n: int = 3, size: int = 8) -> Tensor:
 
 def groups_by_name(model: nn.Module, example: Tensor = EXAMPLE) -> dict[str, Group]:
     return {group.name: group for group in find_groups(model, example)}
+
+
+def without(model: nn.Module, example: Tensor, removed: Mapping[str, Sequence[int]]) -> nn.Module:
+    """The network cut: group -> units to remove."""
+    return prune_model(model, find_groups(model, example), removed)
 
 
 class Plain(nn.Module):

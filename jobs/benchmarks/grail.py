@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from shapray.engine.trace import fold
-from shapray.network.group import Group
-from shapray.network.silence import read_channels
+from shapray.network.group import CONSUMERS, Group
+from shapray.network.index_maps import channels_left
 from shapray.pruning.repair.curves import counts
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk
@@ -104,7 +104,7 @@ def compensated(
     """
     network = copy.deepcopy(model)
     with torch.inference_mode():
-        for name, kept in read_channels(groups, removed).items():
+        for name, kept in channels_left(groups, removed, CONSUMERS).items():
             layer = _layer(network, name)
             mapped = channel_map(*_of_kept(grams[name], kept), ridge)
             layer.weight.copy_(merged(layer.weight, kept, mapped))
@@ -122,7 +122,7 @@ def step_by_step(
     by layer in the order of the data: later maps make good what earlier ones have left. This goes
     beyond the paper.
     """
-    network, channels = copy.deepcopy(model), read_channels(groups, removed)
+    network, channels = copy.deepcopy(model), channels_left(groups, removed, CONSUMERS)
     before, after = fold(model, images[:1]), fold(model, images[:1])
     assert isinstance(before, fx.GraphModule)
     assert isinstance(after, fx.GraphModule)
@@ -178,7 +178,7 @@ def loss_curves(
 
         def loss(units: Sequence[int]) -> float:
             changed = {}
-            stay = read_channels([group], {group.name: units})
+            stay = channels_left([group], {group.name: units}, CONSUMERS)
             for site in sites:
                 layer = _layer(folded, site.layer)
                 gram, kept = grams[site.layer], stay[site.layer]

@@ -81,7 +81,7 @@ class Repairs:
         )
 
     def _small(self, network: nn.Module, cut: Removed) -> nn.Module:
-        return prune_model(network, self.images[:1], cut).eval()
+        return prune_model(network, self.trained.groups, cut).eval()
 
 
 FAMILIES: Mapping[str, Callable[[Repairs, Removed], Made]] = {  # by the first that they make

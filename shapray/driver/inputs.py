@@ -9,7 +9,7 @@ from shapray.driver.prices import taken_at_first
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet, check_disjoint, check_labels, open_images
 from shapray.inputs.model import read_model
-from shapray.network.find import find_groups
+from shapray.network.cuttable import cuttable
 from shapray.network.group import Group
 from shapray.network.probe import ForwardError, probe
 from shapray.pruning.cuts import HELD_BACK, MOST_HELD_BACK, SEARCHED
@@ -74,7 +74,7 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
     images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
     try:
         n_classes = probe(model, images)
-        groups = find_groups(model, images[:1])
+        model, groups = cuttable(model, images[:1])
     except NetworkError as error:
         raise JobError(f"model.factory: {error}{_mode_hint(error, images)}") from error
     check_labels(calibration.labels, calibration.ids, n_classes, "data.calibration")

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from shapray.network.group import Consumer, Group
+from shapray.network.channel_dimension import channel_dimension
+from shapray.network.group import Channels, Group
+from shapray.network.statistics import KeptNorm
 
 TRACE_IMAGES = 3  # batch size while tracing shapes; tells per-image tensors from others
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -52,9 +54,10 @@ class Split:
 
     Attributes:
         head: images -> the sides, a tuple of tensors per image.
-        masked: (sides per row, a mask per consumer) -> outputs.
-        masks: per call of a consumer, the unit of each of its input channels, -1 for none: int64,
-            shaped to broadcast with the input after the batch dimension.
+        masked: (sides per row, a mask per consumer and norm over channels) -> outputs.
+        masks: per call of a consumer or of a norm over channels, the unit of each of its input
+            channels, -1 for none: int64, shaped to broadcast with the input after the batch
+            dimension.
         entries: of the summed way; empty if it is not open to this group.
         summed: (values of the entries per row, sides per row) -> outputs, or None.
         summed_sides: indices of the sides that `summed` reads.
@@ -95,12 +98,12 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
     nodes = list(folded.graph.nodes)
     output = nodes[-1].args[0]
     assert isinstance(output, fx.Node), "the network returns one tensor"
-    by_module = {consumer.module: consumer for consumer in group.consumers}
+    by_module = {reader.module: reader for reader in (*group.consumers, *group.statistics)}
     calls = [n for n in nodes if n.op == "call_module" and n.target in by_module]
     missing = by_module.keys() - {str(call.target) for call in calls}
     if missing or any(not call.args for call in calls):
         raise UnsplittableError(
-            f"{', '.join(sorted(missing)) or 'a consumer'} is called inside a module that torch.fx "
+            f"{', '.join(sorted(missing)) or 'a layer'} is called inside a module that torch.fx "
             "does not look into, or by keyword"
         )
     downstream: set[fx.Node] = set()
@@ -127,7 +130,7 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
         raise UnsplittableError("what a consumer reads does not belong to one image each")
 
     masked = _subgraph(folded, sides, output)
-    _mask_consumers(masked, calls, len(sides))
+    _mask_readers(masked, calls, len(sides), {norm.module for norm in group.statistics})
     entries = _entries(folded, calls, by_module, sides, group)
     summed: fx.GraphModule | None = None
     summed_sides: tuple[int, ...] = ()
@@ -176,16 +179,20 @@ def _subgraph(
     return fx.GraphModule(module, graph)
 
 
-def _mask(module: fx.GraphModule, call: fx.Node, consumer: Consumer) -> Tensor:
-    units = torch.tensor(consumer.unit_of_channel)
-    if isinstance(module.get_submodule(consumer.module), nn.Conv2d):
-        return units[:, None, None]
-    n_dims = len(call.args[0].meta["tensor_meta"].shape)  # type: ignore[union-attr]
-    return units.reshape(*[1] * (n_dims - 2), -1)
+def _mask(module: fx.GraphModule, call: fx.Node, reader: Channels) -> Tensor:
+    units = torch.tensor(reader.unit_of_channel)
+    shape = call.args[0].meta["tensor_meta"].shape  # type: ignore[union-attr]
+    channel = channel_dimension(module.get_submodule(reader.module), shape)
+    return units.view([-1 if dim == channel else 1 for dim in range(1, len(shape))])
 
 
-def _mask_consumers(masked: fx.GraphModule, calls: list[fx.Node], n_sides: int) -> None:
-    """Multiply each consumer's input by a mask, a new placeholder after the sides."""
+def _mask_readers(
+    masked: fx.GraphModule, calls: list[fx.Node], n_sides: int, norms: set[str]
+) -> None:
+    """Multiply each consumer's input by a mask, a new placeholder after the sides, and give it to
+    each norm over channels."""
+    for name in norms:
+        masked.add_submodule(_kept(name), KeptNorm(masked.get_submodule(name)))
     graph = masked.graph
     names = {call.name for call in calls}
     last_input = [n for n in graph.nodes if n.op == "placeholder"][n_sides - 1]
@@ -195,11 +202,18 @@ def _mask_consumers(masked: fx.GraphModule, calls: list[fx.Node], n_sides: int) 
         with graph.inserting_after(last_input):
             mask = graph.placeholder(f"mask_{position}")
         last_input = mask
+        if call.target in norms:
+            call.target, call.args = _kept(str(call.target)), (call.args[0], mask)
+            continue
         with graph.inserting_before(call):
             product = graph.call_function(torch.mul, (call.args[0], mask))
             product.meta = dict(call.args[0].meta)
         call.replace_input_with(call.args[0], product)
     masked.recompile()
+
+
+def _kept(norm: str) -> str:
+    return norm.replace(".", "_") + "_of_those_kept"
 
 
 def _drop_unused_inputs(summed: fx.GraphModule, n_entries: int) -> tuple[int, ...]:
@@ -215,7 +229,7 @@ def _drop_unused_inputs(summed: fx.GraphModule, n_entries: int) -> tuple[int, ..
     return tuple(kept)
 
 
-def _unit_channels(consumer: Consumer, n_units: int) -> Tensor | None:
+def _unit_channels(consumer: Channels, n_units: int) -> Tensor | None:
     """(n_units, channels_per_unit), or None if the units have unequal numbers of channels."""
     unit_of_channel = torch.tensor(consumer.unit_of_channel)
     counts = torch.bincount(unit_of_channel[unit_of_channel >= 0], minlength=n_units)
@@ -227,7 +241,7 @@ def _unit_channels(consumer: Consumer, n_units: int) -> Tensor | None:
 def _entries(
     folded: fx.GraphModule,
     calls: list[fx.Node],
-    by_module: dict[str, Consumer],
+    by_module: dict[str, Channels],
     sides: list[fx.Node],
     group: Group,
 ) -> tuple[Entry, ...]:
@@ -239,7 +253,7 @@ def _entries(
         if not isinstance(consumer, nn.Conv2d | nn.Linear):
             return ()
         is_conv = (
-            isinstance(consumer, nn.Conv2d)
+            type(consumer) is nn.Conv2d  # one derived from it may do more
             and consumer.groups == 1
             and consumer.padding_mode == "zeros"
             and not isinstance(consumer.padding, str)
@@ -248,7 +262,7 @@ def _entries(
         if not group.flat or channels is None or source not in sides:
             return ()
         shape = call.meta["tensor_meta"].shape
-        if not is_conv and not (isinstance(consumer, nn.Linear) and len(shape) == 2):
+        if not is_conv and not (type(consumer) is nn.Linear and len(shape) == 2):
             return ()
         node, addends = call, []
         while len(node.users) == 1:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from shapray.network.check import disagreement
+from shapray.network.program import traced
 
 _WITHOUT_ASSIGNMENT = {  # x += y and its like change x
     getattr(operator, f"i{name}"): getattr(operator, name)
@@ -28,8 +29,9 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     try:
-        folded = fuse(model)
+        folded = fuse(traced(model), no_trace=True)
         assert isinstance(folded, fx.GraphModule)
+        _erase_unread(folded)
         _make_out_of_place(folded)
         folded = folded.to(memory_format=torch.channels_last).eval()
         with torch.inference_mode():
@@ -44,6 +46,27 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
         )
         return model
     return folded
+
+
+def _erase_unread(module: fx.GraphModule) -> None:
+    """What nobody reads, a question about a shape or an output that is not asked for, is not run.
+    What may change its input in place stays."""
+    for node in reversed(module.graph.nodes):
+        is_step = node.op not in ("output", "placeholder")
+        if is_step and not node.users and not _may_change_its_input(module, node):
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _may_change_its_input(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    return (
+        _out_of_place(name) != name
+        or node.target in (operator.setitem, *_WITHOUT_ASSIGNMENT)
+        or bool(node.kwargs.get("inplace"))
+    )
 
 
 def _make_out_of_place(module: fx.GraphModule) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shapray.network.consumers import Reader, intercept
-from shapray.network.group import Consumer, Group
+from shapray.network.group import Channels, Group
 from shapray.pruning.criteria.inputs import Inputs
 
 
@@ -71,7 +71,7 @@ class _Watch:
         self.sums: list[Tensor] = []  # per reading, (n_images, n_units), means over positions
         self.read = torch.zeros(group.n_units, dtype=torch.float64)  # how often each unit was
 
-    def of(self, consumer: Consumer) -> Reader:
+    def of(self, consumer: Channels) -> Reader:
         units = torch.tensor(consumer.unit_of_channel)
         of_unit = units >= 0
         n_channels = torch.bincount(units[of_unit], minlength=self.n_units).double()

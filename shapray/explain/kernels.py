@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from shapray.network.dataflow import data_flows
-from shapray.network.group import Group
-from shapray.pruning.criteria.writers import writers
+from shapray.network.group import Channels, Group
+from shapray.network.tracker import track
 from shapray.storage.explained import KERNELS
 
 
@@ -31,39 +30,36 @@ def kernels(model: nn.Module, groups: Sequence[Group], example: Tensor) -> pa.Ta
     n_channels = example.shape[1]
     rows = list[dict[str, Any]]()
     if n_channels in (1, 3):
-        flows = data_flows(model, example)
+        above = track(model, example).above
         for group in groups:
             stems = (
-                module
-                for name, module in writers(model, group).items()
-                if isinstance(module, nn.Conv2d)
+                (writer, module)
+                for writer in group.writers
+                if isinstance(module := model.get_submodule(writer.module), nn.Conv2d)
                 and module.weight.shape[1] == n_channels
-                and all(_is_first(model, name, flow) for flow in flows)
+                and not above[writer.module]  # nothing before it
             )
             stem = next(stems, None)
             if stem is not None:
-                rows += _rows(group, stem.weight.detach().float().cpu())
+                rows += _rows(group, *stem)
     return pa.Table.from_pylist(rows, schema=KERNELS)
 
 
-def _is_first(model: nn.Module, name: str, flow: dict[str, set[str]]) -> bool:
-    """Whether the module is called, and no other layer with weights for channels before it."""
-    return name in flow and not any(
-        isinstance(model.get_submodule(above), nn.Conv2d | nn.Linear) for above in flow[name]
-    )
-
-
-def _rows(group: Group, weight: Tensor) -> list[dict[str, Any]]:
+def _rows(group: Group, writer: Channels, stem: nn.Conv2d) -> list[dict[str, Any]]:
+    weight = stem.weight.detach().float().cpu()
     height, width = weight.shape[2:]
+    # of a unit with several channels the first
+    channels = [(u, writer.unit_of_channel.index(u)) for u in sorted({*writer.unit_of_channel})]
     return [
         {
             "group": group.name,
             "unit": unit,
-            "picture": _png(kernel),
+            "picture": _png(weight[channel]),
             "height": height,
             "width": width,
         }
-        for unit, kernel in enumerate(weight)
+        for unit, channel in channels
+        if unit >= 0
     ]
 
 

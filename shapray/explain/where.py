@@ -11,7 +11,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.func import functional_call
 
 from shapray.network.consumers import Reader, intercept
-from shapray.network.group import Consumer, Group
+from shapray.network.group import Channels, Group
 
 STEPS = 8  # the maps of a ResNet-20 then sum to within 5 % of what the cut changes, mostly 1 or 2
 
@@ -99,7 +99,7 @@ def _opened(model: nn.Module, group: Group, unit: int, opening: Tensor) -> Itera
     """
     gates = list[Tensor]()
 
-    def opener(consumer: Consumer) -> Reader:
+    def opener(consumer: Channels) -> Reader:
         of_unit = torch.tensor(consumer.unit_of_channel, device=opening.device) == unit
 
         def scale(read: Tensor, channel: int) -> Tensor:

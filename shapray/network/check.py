@@ -1,13 +1,13 @@
 """The check that removing is masking."""
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
+from shapray.network.at_work import at_work
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
+from shapray.network.proof import leak
 from shapray.network.surgery import prune_model
-from shapray.text import one_line
 
 TOLERANCE = 1e-4  # of the largest output, in float32
 
@@ -16,7 +16,7 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
     """Whether the masked and the surgically pruned network agree; the reason if they do not.
 
     On two random coalitions: without a single unit, and without half of the units; see
-    `disagreement`.
+    `disagreement`. And on whether its units are seen by its consumers alone, see `proof.leak`.
 
     Args:
         model: in eval mode, float32.
@@ -28,22 +28,25 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
     for units in (order[:1], order[: group.n_units // 2]):
         coalition = torch.ones(group.n_units, dtype=torch.bool)
         coalition[units] = False
-        with torch.no_grad():
-            with mask_consumers(model, group, coalition):
-                masked = model(images.clone())  # it may change its input
-            try:
-                pruned = prune_model(model, images[:1], {group.name: units})(images.clone())
-            except Exception as error:  # a misread network fails in any way; the job goes on
-                return f"pruning fails: {one_line(error)}"
+        with torch.no_grad(), mask_consumers(model, group, coalition):
+            masked = model(images.clone())  # it may change its input
         removed = f"with {len(units)} of {group.n_units} units removed"
-        if pruned.shape != masked.shape:
+        pruned = prune_model(model, [group], {group.name: units})
+        with torch.no_grad(), at_work(pruned) as where:
+            try:
+                found = pruned(images.clone())
+            except Exception:  # of the user's forward; its words are about sizes
+                name, module = where()
+                place = f"{name}, a {type(module).__name__}," if name else "its forward"
+                return f"{place} does not run {removed}: it is written for all of them"
+        if found.shape != masked.shape:
             return (
-                f"the pruned network's output is {tuple(pruned.shape)}, "
+                f"the pruned network's output is {tuple(found.shape)}, "
                 f"not {tuple(masked.shape)}, {removed}"
             )
-        if found := disagreement(pruned, masked):
-            return f"masked and pruned network {found} {removed}"
-    return None
+        if difference := disagreement(found, masked):
+            return f"masked and pruned network {difference} {removed}"
+    return leak(model, group, images[:1])
 
 
 def disagreement(found: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> str | None:

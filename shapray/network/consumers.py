@@ -1,5 +1,6 @@
 """What a group's consumers read: masked, and where it is zero."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,14 +10,16 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from shapray.network.group import Consumer, Group
+from shapray.network.channel_dimension import channel_dimension
+from shapray.network.group import Channels, Group
+from shapray.network.statistics import KeptNorm
 
 Reader = Callable[[Tensor, int], Tensor]
 """What a consumer would read, and the dimension its channels lie along -> what it reads."""
 
 
 @contextmanager
-def intercept(model: nn.Module, readers: Iterable[tuple[Consumer, Reader]]) -> Iterator[None]:
+def intercept(model: nn.Module, readers: Iterable[tuple[Channels, Reader]]) -> Iterator[None]:
     """Within the context, consumers read what their readers make of their inputs; a consumer with
     several passes its input from one to the next."""
 
@@ -25,7 +28,7 @@ def intercept(model: nn.Module, readers: Iterable[tuple[Consumer, Reader]]) -> I
             module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
         ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
             read, *rest = args or (kwargs["input"],)
-            channel = 1 if isinstance(module, nn.Conv2d) else read.ndim - 1
+            channel = channel_dimension(module, read.shape)
             others = {k: v for k, v in kwargs.items() if k != "input"}
             return (reader(read, channel), *rest), others
 
@@ -46,7 +49,8 @@ def intercept(model: nn.Module, readers: Iterable[tuple[Consumer, Reader]]) -> I
 
 @contextmanager
 def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterator[None]:
-    """Within the context, every consumer of the group reads zeros for units out of the coalition.
+    """Within the context, every consumer of the group reads zeros for units out of the coalition,
+    and norms over channels take the others alone.
 
     Args:
         coalition: bool, the units that are kept: (n_units,) for all images alike, or
@@ -56,7 +60,7 @@ def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterato
     assert coalition.dtype == torch.bool
     rows = torch.atleast_2d(coalition)
 
-    def zeroing(consumer: Consumer) -> Reader:
+    def zeroing(consumer: Channels) -> Reader:
         unit = torch.tensor(consumer.unit_of_channel, device=rows.device)
         gone = (unit >= 0) & ~rows[:, unit.clamp(min=0)]  # (1 or n_images, n_channels)
 
@@ -66,7 +70,23 @@ def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterato
 
         return zero
 
-    with intercept(model, [(consumer, zeroing(consumer)) for consumer in group.consumers]):
+    def normed_without(norm: Channels) -> Any:
+        unit = torch.tensor(norm.unit_of_channel, device=rows.device)
+        kept = (unit < 0) | rows[:, unit.clamp(min=0)]  # (1 or n_images, n_channels)
+
+        def norm_again(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
+            (read,) = args
+            channel = channel_dimension(module, read.shape)
+            return KeptNorm(module)(read, along(kept, channel, read.ndim).to(read.device))
+
+        return norm_again
+
+    with contextlib.ExitStack() as stack:
+        for norm in group.statistics:
+            module = model.get_submodule(norm.module)
+            stack.callback(module.register_forward_hook(normed_without(norm)).remove)
+        consumers = [(consumer, zeroing(consumer)) for consumer in group.consumers]
+        stack.enter_context(intercept(model, consumers))
         yield
 
 
@@ -90,7 +110,7 @@ def active_units(model: nn.Module, groups: Sequence[Group], images: Tensor) -> d
         for group in groups
     }
 
-    def watch(group: Group, consumer: Consumer) -> Reader:
+    def watch(group: Group, consumer: Channels) -> Reader:
         units = torch.tensor(consumer.unit_of_channel, device=images.device)
 
         def look(read: Tensor, channel: int) -> Tensor:

@@ -1,150 +1,194 @@
 """A network to its groups of removable units."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from shapray.errors import NetworkError
-from shapray.network.dataflow import data_flows, is_flat
-from shapray.network.graph import DependencyGraph, dependency_graph
-from shapray.network.group import Consumer, Group, n_root_units
+from shapray.network.coupling import MIXED
+from shapray.network.group import Channels, Group, Parameter
+from shapray.network.tracker import Tracked, track
 from shapray.text import one_line
 
 
 def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
-    """Every coupled group rooted at a Conv2d or a Linear, in the order of ``named_modules``.
+    """Every group of channels that go together, by the layers that put them out, in the order of
+    ``named_modules``.
 
-    `model` is left as it is: what is traced is a deep copy, in eval mode. A group without a
+    `model` is left as it is: what is followed is a deep copy, in eval mode. A group without a
     `reason` is scorable as far as its structure goes; `check_group` tells whether it really is.
-    A module of which an earlier group has some channels is not a root for the others.
 
     Args:
         example: one image, (1, C, H, W), on the model's device, of which the network makes logits
             (see `probe`).
     Raises:
-        NetworkError: the network cannot be traced.
+        NetworkError: the network's channels cannot be followed at all.
     """
     try:
-        graph, output = dependency_graph(model, example)
-    except Exception as error:  # whatever torch-pruning meets in a network that it cannot read
+        tracked = track(model, example)
+    except Exception as error:  # the network's forward, in a mode that it may not know
         raise NetworkError(
-            "the network runs, but how its channels depend on each other cannot be read with one "
-            f"image of shape {tuple(example.shape)}: {one_line(error)}"
+            "the network runs, but its channels cannot be followed through it with one image of "
+            f"shape {tuple(example.shape)}: {one_line(error)}"
         ) from error
-    finder = _Finder(graph, output)
-    groups: list[Group] = []
-    claimed: dict[str, dict[int, str]] = defaultdict(dict)  # module -> output channel -> group
-    for name, root in graph.model.named_modules():
-        if not isinstance(root, nn.Conv2d | nn.Linear) or len(claimed[name]) > 0:
-            continue
-        group, out_channels = finder.find(name, root)
-        shared = {
-            claimed[m][i] for m, idxs in out_channels.items() for i in idxs if i in claimed[m]
-        }
-        if shared and group.reason is None:
-            group = replace(group, reason=f"shares channels with group {sorted(shared)[0]}")
-        for module, idxs in out_channels.items():
-            claimed[module].update((i, name) for i in idxs if i not in claimed[module])
-        groups.append(group)
+    return _Finder(model, tracked).groups()
 
-    flows = data_flows(model, example)
-    return [replace(group, flat=is_flat(group, flows)) for group in groups]
+
+def is_mixed(group: Group) -> bool:
+    """Whether a group is excluded for an operation that mixes its channels."""
+    return (group.reason or "").startswith(MIXED)
 
 
 class _Finder:
-    """Reads groups off torch-pruning's graph."""
+    """Reads groups off what was followed."""
 
-    def __init__(self, graph: DependencyGraph, output: Tensor) -> None:
-        self.graph = graph
-        self.output_nodes = {
-            id(node) for node in graph.module2node.values() if node.grad_fn is output.grad_fn
-        }
-        self.names: dict[int, list[str]] = defaultdict(list)  # more than one if shared
-        for name, module in graph.model.named_modules(remove_duplicate=False):
-            self.names[id(module)].append(name)
-        self.position = {names[0]: i for i, names in enumerate(self.names.values())}
+    def __init__(self, model: nn.Module, tracked: Tracked) -> None:
+        self.model, self.tracked = model, tracked
+        classes = tracked.coupling.classes
+        self.names = [name for name, _ in model.named_modules()]
+        self.outputs = {n: classes.found(o).tolist() for n, o in tracked.outputs.items()}
+        self.inputs = {n: classes.found(i).tolist() for n, i in tracked.inputs.items()}
+        self.norms = {n: classes.found(c).tolist() for n, c in tracked.norms.items()}
+        self.statistics = {n: classes.found(c).tolist() for n, c in tracked.statistics.items()}
+        self.moves = {n: classes.found(c).tolist() for n, c in tracked.moves.items()}
+        self.of_network = {classes.find(label) for label in tracked.of_network}
+        self.misfits: dict[int, str] = {}  # class -> a parameter that cannot be cut
+        self.parameters = dict(self._parameters())
+        self.reasons = self.misfits | tracked.coupling.reasons()
 
-    def find(self, name: str, root: nn.Conv2d | nn.Linear) -> tuple[Group, dict[str, list[int]]]:
-        """The group rooted at `root`, and the output channels of modules that belong to it."""
-        n_units = n_root_units(root)
-        kind = "conv" if isinstance(root, nn.Conv2d) else "linear"
-        group = Group(name, n_units, kind, (name,), (), False, None)
-        if root not in self.graph.module2node:
-            return replace(
-                group, reason="never called, or the network's output does not depend on it"
-            ), {}
-        prune_root = self.graph.get_pruner_of_module(root).prune_out_channels
-        try:
-            items = self.graph.get_pruning_group(root, prune_root, list(range(n_units))).items
-            named = self._named(items)
-            consumers = self._consumers(named)
-        except Exception as error:  # whatever torch-pruning meets in a layer that it misreads
-            return replace(group, reason=f"no dependency graph: {one_line(error)}"), {}
+    def groups(self) -> list[Group]:
+        claimed: set[int] = set()
+        found = []
+        shares = self._sharing()
+        for name in self.names:
+            module = self.model.get_submodule(name)
+            if not isinstance(module, _ConvNd | nn.Linear):
+                continue
+            if name not in self.outputs:
+                found.append(_unread(name, module))
+            elif not claimed.issuperset(self.outputs[name]):
+                first = next(label for label in self.outputs[name] if label not in claimed)
+                units = shares[first]
+                claimed.update(units)
+                found.append(self._group(name, module, units))
+        return found
 
-        group = replace(
-            group,
-            modules=tuple(sorted({member for member, _ in named}, key=self._position)),
-            consumers=tuple(sorted(consumers, key=lambda c: self._position(c.module))),
+    def _sharing(self) -> dict[int, dict[int, int]]:
+        """Class -> the units of its group: class -> number, in the order in which layers put them
+        out. Classes of one layer are in one group. A convolution in groups passes on what it reads,
+        which may be of several groups; only what is nobody else's makes one."""
+        group_of: dict[int, dict[int, int]] = {}
+        called = [name for name in self.names if name in self.outputs]
+        for name in sorted(called, key=self._passes_on):
+            own = self.outputs[name]
+            if self._passes_on(name):
+                own = [label for label in own if label not in group_of]
+            united: dict[int, int] = {}
+            for label in own:
+                for member in group_of.get(label, {label: 0}):
+                    united.setdefault(member, len(united))
+            group_of.update(dict.fromkeys(united, united))
+        return group_of
+
+    def _passes_on(self, name: str) -> bool:
+        return getattr(self.model.get_submodule(name), "groups", 1) > 1
+
+    def _group(self, name: str, module: nn.Module, units: Mapping[int, int]) -> Group:
+        consumers = [
+            Channels(reader, channels)
+            for reader in self.names
+            if reader in self.inputs and not self._passes_on(reader)
+            if (channels := _units_of(self.inputs[reader], units)) is not None
+        ]
+        writers = [
+            Channels(writer, channels)
+            for writer in self.names
+            if (put_out := self.outputs.get(writer) or self.norms.get(writer))
+            if (channels := _units_of(put_out, units)) is not None
+        ]
+        parameters = [
+            Parameter(parameter, dim, channels)
+            for parameter, (dim, labels) in self.parameters.items()
+            if (channels := _units_of(labels, units)) is not None
+        ]
+        statistics = [
+            Channels(norm, channels)
+            for norm in self.names
+            if norm in self.statistics
+            and (channels := _units_of(self.statistics[norm], units)) is not None
+        ]
+        moves = [
+            Channels(move, channels)
+            for move in self.names
+            if move in self.moves and (channels := _units_of(self.moves[move], units)) is not None
+        ]
+        members = {c.module for c in (*consumers, *writers)}
+        members |= {p.name.rpartition(".")[0] for p in parameters}
+        group = Group(
+            name,
+            len(units),
+            "linear" if isinstance(module, nn.Linear) else "conv",
+            tuple(n for n in self.names if n in members),
+            tuple(consumers),
+            not statistics and self._is_flat(consumers),
+            None,
+            tuple(writers),
+            tuple(parameters),
+            tuple(statistics),
+            tuple(moves),
         )
-        obstacle = next(self._obstacles(group, items), None)
-        out_channels = {m: list(item.idxs) for m, item in named if not self._is_reader(item)}
-        return replace(group, reason=obstacle), out_channels
+        reason = next(self._obstacles(group, units), None)
+        return Group(**{**vars(group), "reason": reason})
 
-    def _named(self, items: Sequence[Any]) -> list[tuple[str, Any]]:
-        return [
-            (self.names[id(item.dep.target.module)][0], item)
-            for item in items
-            if id(item.dep.target.module) in self.names  # else an operation or a bare parameter
-        ]
+    def _is_flat(self, consumers: list[Channels]) -> bool:
+        names = {consumer.module for consumer in consumers}
+        return not any(self.tracked.above[name] & names for name in names)
 
-    def _consumers(self, named: Sequence[tuple[str, Any]]) -> list[Consumer]:
-        return [
-            _consumer(reader, item.dep.target.module, item.idxs, item.root_idxs)
-            for reader, item in named
-            if self._is_reader(item) and isinstance(item.dep.target.module, nn.Conv2d | nn.Linear)
-        ]
-
-    def _position(self, name: str) -> int:
-        return self.position[name]
-
-    def _is_reader(self, item: Any) -> bool:
-        """Loses input channels only; a BatchNorm or a depthwise convolution loses both at once."""
-        return not self.graph.is_out_channel_pruning_fn(item.dep.handler)
-
-    def _obstacles(self, group: Group, items: Sequence[Any]) -> Iterator[str]:
+    def _obstacles(self, group: Group, units: Mapping[int, int]) -> Iterator[str]:
         """Why the group cannot be scored."""
-        if any(id(i.dep.target) in self.output_nodes and not self._is_reader(i) for i in items):
+        if not self.of_network.isdisjoint(units):
             yield "its units are the network's outputs"
-        if _is_depthwise(self.graph.model.get_submodule(group.name)):
-            yield "a depthwise convolution of channels that belong to no group"
-        for item in items:
-            module = item.dep.target.module
-            name, *other_names = self.names.get(id(module), [""])
-            if other_names:
-                yield f"{name} and {other_names[0]} are one module"
-            if isinstance(module, nn.Conv2d) and module.groups > 1 and not _is_depthwise(module):
-                yield f"{name} is a grouped convolution ({module.groups} groups)"
-            if name and self._is_reader(item) and not isinstance(module, nn.Conv2d | nn.Linear):
-                yield f"{name} reads it, a {type(module).__name__}"
+        yield from (self.reasons[label] for label in units if label in self.reasons)
+        for norm in group.statistics:
+            if not units.keys() >= {label for label in self.statistics[norm.module] if label}:
+                yield f"{norm.module} is over its channels together with others"
         if group.n_units == 1:
             yield "it has a single unit"
         if not group.consumers:
             yield "no convolution or linear layer reads it"
 
+    def _parameters(self) -> Iterator[tuple[str, tuple[int, list[int]]]]:
+        """Parameters that are not the followed layers' own: the dimension that channels lie along,
+        and the classes of its entries."""
+        coupling = self.tracked.coupling
+        for name, labels in self.tracked.parameters.items():
+            if name.rpartition(".")[0] in self.norms and labels.ndim == 1:
+                continue
+            followed = [
+                label for label in coupling.classes.among(labels) if label > coupling.n_parameters
+            ]
+            if not followed:
+                continue
+            for dim in range(labels.ndim):
+                along = coupling.same_along(labels, [d for d in range(labels.ndim) if d != dim])
+                if along is not None and labels.shape[dim] > 1:
+                    yield name, (dim, coupling.classes.found(along).tolist())
+                    break
+            else:
+                reason = f"the entries of {name} that go with it do not lie along one dimension"
+                self.misfits.update(dict.fromkeys(followed, reason))
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.out_channels
+
+def _unread(name: str, module: nn.Module) -> Group:
+    kind = "linear" if isinstance(module, nn.Linear) else "conv"
+    n_units = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    reason = "never called, or the network's output does not depend on it"
+    return Group(name, cast(int, n_units), kind, (name,), (), False, reason)
 
 
-def _consumer(
-    name: str, module: nn.Conv2d | nn.Linear, channels: Sequence[int], units: Sequence[int]
-) -> Consumer:
-    unit_of_channel = [-1] * (
-        module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
-    )
-    for channel, unit in zip(channels, units, strict=True):
-        unit_of_channel[channel] = unit
-    return Consumer(name, tuple(unit_of_channel))
+def _units_of(labels: list[int], units: Mapping[int, int]) -> tuple[int, ...] | None:
+    """Per channel its unit, -1 for none; None if there is no unit's among them."""
+    found = tuple(units.get(label, -1) for label in labels)
+    return found if max(found, default=-1) >= 0 else None

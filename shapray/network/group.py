@@ -1,42 +1,66 @@
-"""A group of units, and who reads it."""
+"""A group of units: who puts it out, who reads it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import nn
+from operator import attrgetter
 
 
 @dataclass(frozen=True)
-class Consumer:
-    """A Conv2d or Linear that reads a group's channels."""
+class Channels:
+    """Channels of a layer that belong to a group's units."""
 
     module: str
     unit_of_channel: tuple[int, ...]
-    """Per input channel (feature) of the module: the unit it belongs to, -1 if none. A unit has
-    several features of a linear layer after a flatten."""
+    """Per channel (feature) of the layer: the unit it belongs to, -1 if none. A unit has several
+    features of a linear layer after a flatten, several channels of a convolution in groups."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter or buffer of a module that is no convolution, linear layer or norm."""
+
+    name: str
+    dim: int
+    """Along which its entries belong to units."""
+    unit_of_index: tuple[int, ...]
+    """-1 for no unit's."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that can only be removed together. Unit *u* is output channel *u* of the root."""
+    """Channels that can only be removed together. Its units are numbered as they come in the root,
+    then in the layers after it: where each has one channel of the root, unit *u* is channel *u*."""
 
     name: str
-    """Name of the root: the group's first module, in the order of ``named_modules``."""
+    """Name of the root: the group's first convolution or linear layer, in the order of
+    ``named_modules``."""
     n_units: int
     kind: str
     """"conv" or "linear": what the root is."""
     modules: tuple[str, ...]
     """All modules that lose channels with a unit, in the order of ``named_modules``."""
-    consumers: tuple[Consumer, ...]
+    consumers: tuple[Channels, ...]
+    """Layers that read the group, a Conv2d or Linear each: their input channels."""
     flat: bool
     """No consumer's input depends on another consumer's output."""
     reason: str | None
     """Why the group is not scored; None if it is."""
+    writers: tuple[Channels, ...] = ()
+    """Layers that put the units out or pass them on, channel by channel (norms, convolutions in
+    groups): their output channels."""
+    parameters: tuple[Parameter, ...] = ()
+    """What else loses entries with a unit."""
+    statistics: tuple[Channels, ...] = ()
+    """Norms over channels (see `statistics`): those that they read. What they make of a unit
+    depends on all others."""
+    moves: tuple[Channels, ...] = ()
+    """Steps of a program that move channels (see `program`): what they read."""
 
 
-def n_root_units(root: nn.Module) -> int:
-    """Output channels of a convolution, output features of a linear layer."""
-    if isinstance(root, nn.Conv2d):
-        return root.out_channels
-    if isinstance(root, nn.Linear):
-        return root.out_features
-    raise ValueError(f"a {type(root).__name__} is no root of a group")
+Role = Callable[[Group], tuple[Channels, ...]]
+"""What layers are to a group."""
+
+CONSUMERS: Role = attrgetter("consumers")
+WRITERS: Role = attrgetter("writers")
+STATISTICS: Role = attrgetter("statistics")
+MOVES: Role = attrgetter("moves")

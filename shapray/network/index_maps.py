@@ -1,24 +1,21 @@
 """Which channels of the original network are left in the pruned one, layer by layer."""
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shapray.network.surgery import prune_model
-
-_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}  # of as many bits
+from shapray.network.group import CONSUMERS, WRITERS, Channels, Group, Role
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is left of a module: indices of the original network, in the pruned network's order.
+    """What is left of a module, or of a parameter that is none's of these: indices of the original
+    network, in the pruned network's order.
 
-    Channels of a convolution or a norm, features of a linear layer. A norm's inputs are its
-    outputs.
+    Channels of a convolution or a norm, features of a linear layer, entries of a parameter. Where
+    inputs and outputs are the same (a norm, a parameter) both are given.
     """
 
     outputs: tuple[int, ...] | None
@@ -39,71 +36,89 @@ def units_left(n_units: int, removed: Iterable[int]) -> list[int]:
 
 
 def kept_channels(
-    model: nn.Module, example: Tensor, removed: Mapping[str, Sequence[int]]
+    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
 ) -> dict[str, Kept]:
-    """The old channels behind the new ones, for the modules that `prune_model` changes.
-
-    A copy of the network is pruned whose every number says in its bits where it stood in its
-    tensor. As a float that is finite and almost zero: the copy runs as the network does.
+    """The old channels behind the new ones, for the modules and parameters that lose some.
 
     Args:
-        model, example, removed: as for `prune_model`; float32 or float64.
+        model: the whole network.
+        groups: from `find_groups`; those of `removed` among them.
+        removed: group -> its units to remove.
     Returns:
-        by module, those that have parameters or statistics and lose channels.
+        by module; by the full name of a parameter that is no convolution's, linear layer's or
+        norm's.
     Raises:
-        ValueError: as `prune_model`.
+        ValueError: there is no such group; units that it does not have, or twice; all of them.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        marked = copy.deepcopy(model)
-        for module in marked.modules():
-            for _, tensor in _own_tensors(module):
-                integers = _INTEGERS[tensor.dtype]
-                places = torch.arange(tensor.numel(), dtype=integers, device=tensor.device)
-                tensor.copy_(places.view(tensor.dtype).view(tensor.shape))
-    pruned = prune_model(marked, example, removed)
+    check_removed(groups, removed)
+    outputs = channels_left(groups, removed, WRITERS)
+    inputs = channels_left(groups, removed, CONSUMERS)
+    parameters = channels_left(groups, removed, _parameters)
+    for name, left in outputs.items():
+        if name not in inputs and (passed := _passed_on(model, name, left)) is not None:
+            inputs[name] = passed
     kept = {
-        name: _kept(module, pruned.get_submodule(name)) for name, module in model.named_modules()
-    }
-    return {name: found for name, found in kept.items() if found is not None}
+        name: Kept(_indices(outputs.get(name)), _indices(inputs.get(name)))
+        for name in dict.fromkeys([*outputs, *inputs])
+    } | {name: Kept(_indices(left), _indices(left)) for name, left in parameters.items()}
+    return {name: found for name, found in kept.items() if found != Kept(None, None)}
 
 
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then buffers, of the module alone, that hold floats."""
-    for named in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
-        yield from ((name, tensor) for name, tensor in named if tensor.is_floating_point())
+def channels_left(
+    groups: Sequence[Group], removed: Mapping[str, Sequence[int]], role: Role
+) -> dict[str, Tensor]:
+    """Of the channels of layers that lose some, which ones stay.
 
-
-def _kept(module: nn.Module, pruned: nn.Module) -> Kept | None:
-    """Read off the first tensor that has become smaller; None if none has."""
-    for name, whole in _own_tensors(module):
-        left = getattr(pruned, name).detach()
-        if left.shape == whole.shape:
-            continue
-        bits = left.contiguous().view(_INTEGERS[left.dtype]).cpu().numpy()
-        places = np.unravel_index(bits, tuple(whole.shape))  # for every dimension, like `left`
-        if name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):
-            return _of_filters(module, pruned, places[0], places[1])
-        (dim,) = (d for d in range(whole.ndim) if left.shape[d] != whole.shape[d])
-        channels = tuple(np.unique(places[dim]).tolist())
-        return Kept(channels, channels)
-    return None
-
-
-def _of_filters(
-    module: nn.Conv2d | nn.Linear, pruned: nn.Module, filters: np.ndarray, entries: np.ndarray
-) -> Kept:
-    """From where the pruned weights stood: (n_outputs, n_inputs of a filter, ...).
-
-    The filters of a grouped convolution read the input channels of their own group alone.
+    Args:
+        role: of the layers, such as `CONSUMERS`: what they read; `WRITERS`: what they put out.
+    Returns:
+        layer -> (n_channels,) bool.
     """
-    filters, entries = (array.reshape(*array.shape[:2], -1)[..., 0] for array in (filters, entries))
-    n_outputs, n_entries = module.weight.shape[:2]
-    n_groups, n_left = (getattr(layer, "groups", 1) for layer in (module, pruned))
-    outputs = filters[:, 0]
-    inputs = filters // (n_outputs // n_groups) * n_entries + entries
-    inputs = inputs[:: len(outputs) // n_left].ravel()  # a filter of each group that is left
-    return Kept(_unless_all(outputs, n_outputs), _unless_all(inputs, n_entries * n_groups))
+    left: dict[str, Tensor] = {}
+    for group in groups:
+        gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.int64)
+        for layer in role(group) if len(gone) else ():
+            stays = ~torch.isin(torch.tensor(layer.unit_of_channel), gone)
+            before = left.get(layer.module)
+            left[layer.module] = stays if before is None else before & stays
+    return left
 
 
-def _unless_all(kept: np.ndarray, n: int) -> tuple[int, ...] | None:
-    return None if len(kept) == n else tuple(kept.tolist())
+def _parameters(group: Group) -> tuple[Channels, ...]:
+    return tuple(Channels(p.name, p.unit_of_index) for p in group.parameters)
+
+
+def check_removed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
+    """Raise as `kept_channels` does for what cannot be removed."""
+    by_name = {group.name: group for group in groups}
+    for name, units in removed.items():
+        if not len(units):
+            continue
+        if name not in by_name:
+            raise ValueError(
+                f"group '{name}': the network has none of that name; it has {', '.join(by_name)}"
+            )
+        n_units = by_name[name].n_units
+        if len(set(units)) < len(units) or min(units) < 0 or max(units) >= n_units:
+            raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")
+        if len(units) == n_units:
+            raise ValueError(f"group '{name}': all {n_units} units would go; one must stay")
+
+
+def _passed_on(model: nn.Module, name: str, outputs: Tensor) -> Tensor | None:
+    """Inputs that go with a module's outputs; None where they do not."""
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        return None
+    if isinstance(module, nn.Conv2d):
+        if module.groups == 1:
+            return None
+        of_group = outputs.view(module.groups, -1).any(1)
+        return of_group.repeat_interleave(module.in_channels // module.groups)
+    return outputs
+
+
+def _indices(left: Tensor | None) -> tuple[int, ...] | None:
+    if left is None or bool(left.all()):
+        return None
+    return tuple(left.nonzero().flatten().tolist())

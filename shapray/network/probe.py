@@ -7,13 +7,13 @@ not so: values would be those of no image, or of other probabilities than the ne
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shapray.errors import NetworkError
+from shapray.network.at_work import at_work
 from shapray.text import one_line
 
 REPEATS = 8  # of the same image
@@ -83,7 +83,7 @@ def _forward(model: nn.Module, images: Tensor) -> Any:
     """What the network makes of a copy of the images, as it may change its input."""
     with torch.no_grad(), contextlib.suppress(Exception):  # asked for its words below
         return model(images.clone())
-    with _at_work(model) as where, torch.no_grad():
+    with at_work(model) as where, torch.no_grad():
         try:
             return model(images.clone())
         except Exception as error:  # the user's code: whatever it says is the message
@@ -94,29 +94,6 @@ def _forward(model: nn.Module, images: Tensor) -> Any:
                 f"{one_line(error)} ({place}; the images are {shape}: channels, height, width)",
                 module.in_channels if isinstance(module, nn.Conv2d) else None,
             ) from error
-
-
-@contextlib.contextmanager
-def _at_work(model: nn.Module) -> Iterator[Callable[[], tuple[str, nn.Module]]]:
-    """Tells which module was innermost when an exception left the forward pass."""
-    names = {module: name for name, module in model.named_modules()}
-    stack: list[nn.Module] = []
-
-    def enter(module: nn.Module, _: Any) -> None:
-        stack.append(module)
-
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        while stack.pop() is not module:  # one that failed, and was caught further up
-            pass
-
-    handles = []
-    for module in names:
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield lambda: (names[stack[-1]], stack[-1]) if stack else ("", model)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _in_words(outputs: Any) -> str:

@@ -4,15 +4,18 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from shapray.network.group import Group
+from shapray.network.group import CONSUMERS, STATISTICS, Group
+from shapray.network.index_maps import channels_left
+from shapray.network.statistics import AlwaysKept
 
 
 def silenced(
     model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
 ) -> nn.Module:
-    """A copy whose consumers have zero weights where they read removed units.
+    """A copy whose consumers have zero weights where they read removed units, and whose norms over
+    channels leave those out.
 
     Args:
         groups: those of `removed` among them.
@@ -20,23 +23,10 @@ def silenced(
     """
     network = copy.deepcopy(model)
     with torch.no_grad():
-        for name, channels in read_channels(groups, removed).items():
+        for name, channels in channels_left(groups, removed, CONSUMERS).items():
             consumer = network.get_submodule(name)
             assert isinstance(consumer, nn.Conv2d | nn.Linear)
             consumer.weight[:, ~channels] = 0
+    for name, channels in channels_left(groups, removed, STATISTICS).items():
+        network.set_submodule(name, AlwaysKept(network.get_submodule(name), channels))
     return network
-
-
-def read_channels(
-    groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
-) -> dict[str, Tensor]:
-    """Of every consumer that loses input channels, which ones stay: name -> (n_channels,) bool."""
-    stay: dict[str, Tensor] = {}
-    for group in groups:
-        gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.int64)
-        if len(gone):
-            for consumer in group.consumers:
-                units = torch.tensor(consumer.unit_of_channel)
-                before = stay.get(consumer.module, torch.ones(len(units), dtype=torch.bool))
-                stay[consumer.module] = before & ~torch.isin(units, gone)
-    return stay

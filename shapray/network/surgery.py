@@ -1,56 +1,96 @@
 """A network without some of its units."""
 
+import copy
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from shapray.network.graph import dependency_graph
-from shapray.network.group import n_root_units
+from shapray.network.group import MOVES, Group
+from shapray.network.index_maps import Kept, channels_left, kept_channels
+from shapray.network.moved import Moved
+from shapray.network.statistics import AlwaysKept
 
 
 def prune_model(
-    model: nn.Module, example: Tensor, removed: Mapping[str, Sequence[int]]
+    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
 ) -> nn.Module:
     """A deep copy of `model` without some units; `model` itself is left alone.
 
     Args:
-        example: one image, (1, C, H, W), with which the network's graph is traced.
-        removed: root module name of a group -> its units to remove, as indices of the original
-            network.
+        groups: of the network, from `find_groups`.
+        removed: name of a group -> its units to remove, as numbered there.
     Raises:
-        ValueError: a root that is no Conv2d or Linear, indices out of range or twice, all units of
-            a group, two groups that share channels, units that cannot go without others.
+        ValueError: as `kept_channels`.
     """
-    removed = {name: sorted(units) for name, units in removed.items() if len(units)}
-    modules = dict(model.named_modules())
-    for name, units in removed.items():
-        root = modules.get(name)
-        if not isinstance(root, nn.Conv2d | nn.Linear):
-            raise ValueError(f"group '{name}': the network has no Conv2d or Linear of that name")
-        n_units = n_root_units(root)
-        if len(set(units)) < len(units) or units[0] < 0 or units[-1] >= n_units:
-            raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")
-        if len(units) == n_units:
-            raise ValueError(f"group '{name}': all {n_units} units would go; one must stay")
-
-    graph, _ = dependency_graph(model, example)
-    pruned = graph.model
-    for name, units in removed.items():
-        root = pruned.get_submodule(name)
-        if n_root_units(root) != n_root_units(modules[name]):
-            raise ValueError(f"group '{name}' shares channels with another group of the plan")
-        prune_root = graph.get_pruner_of_module(root).prune_out_channels
-        group = graph.get_pruning_group(root, prune_root, units)
-        coupled = set(group[0].idxs) - set(units)
-        if coupled:
-            raise ValueError(
-                f"group '{name}': removing units {units[:5]} would remove {len(coupled)} others too"
-            )
-        group.prune()
-
-    # Tracing put the copy in eval mode and made everything require grad; surgery made new tensors.
-    for name, module in pruned.named_modules():
-        module.training = modules[name].training
-    for name, parameter in model.named_parameters():
-        pruned.get_parameter(name).requires_grad_(parameter.requires_grad)
+    with torch.inference_mode(False):  # what is copied in inference mode can never require grad
+        pruned = copy.deepcopy(model)
+        for name, module in list(pruned.named_modules()):
+            if isinstance(module, AlwaysKept):  # of a silenced network: now it is really cut
+                pruned.set_submodule(name, module.norm)
+        modules = dict(pruned.named_modules())
+        for name, kept in kept_channels(model, groups, removed).items():
+            if name in modules:
+                _cut_module(modules[name], kept)
+            else:
+                dims = {p.name: p.dim for group in groups for p in group.parameters}
+                owner, _, parameter = name.rpartition(".")
+                _keep(modules[owner], parameter, dims[name], kept.outputs)
+        for name, stays in channels_left(groups, removed, MOVES).items():
+            step = modules[name]
+            assert isinstance(step, Moved)
+            step.cut(stays)
     return pruned
+
+
+def _cut_module(module: nn.Module, kept: Kept) -> None:
+    """Take channels from a layer, and tell it how many it has left."""
+    if isinstance(module, nn.Linear):
+        _keep(module, "weight", 0, kept.outputs)
+        _keep(module, "weight", 1, kept.inputs)
+        _keep(module, "bias", 0, kept.outputs)
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        _cut_convolution(module, kept)
+    else:
+        assert kept.outputs is not None
+        n_left = len(kept.outputs)
+        for name in (*module._parameters, *module._buffers):
+            _keep(module, name, 0, kept.outputs)
+        if isinstance(module, _NormBase):
+            module.num_features = n_left
+        elif isinstance(module, nn.GroupNorm):
+            in_group = module.num_channels // module.num_groups
+            module.num_groups = max(1, n_left // in_group)  # the only one has what is left
+            module.num_channels = n_left
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = (n_left,)
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = module.weight.numel()
+
+
+def _cut_convolution(module: nn.Conv2d, kept: Kept) -> None:
+    _keep(module, "weight", 0, kept.outputs)
+    _keep(module, "bias", 0, kept.outputs)
+    if module.groups == 1:
+        _keep(module, "weight", 1, kept.inputs)
+    elif kept.outputs is not None:  # whole convolution groups are left
+        module.groups = len(kept.outputs) * module.groups // module.out_channels
+    module.out_channels, module.in_channels = (
+        module.weight.shape[0],
+        module.weight.shape[1] * module.groups,
+    )
+
+
+def _keep(module: nn.Module, name: str, dim: int, kept: tuple[int, ...] | None) -> None:
+    """Leave a tensor of a module only some indices along a dimension, if it has that many."""
+    tensor: Tensor | None = getattr(module, name)
+    if kept is None or tensor is None or tensor.ndim <= dim or tensor.shape[dim] == 1:
+        return
+    index = torch.tensor(kept, device=tensor.device)
+    left = tensor.detach().index_select(dim, index)
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(left, requires_grad=tensor.requires_grad)
+    else:
+        module._buffers[name] = left

@@ -94,7 +94,7 @@ def compressed(
             reasons.setdefault(reason, []).append(layer)
         for reason, layers in reasons.items():
             notes.append(f"not refitted: {some(layers)}: {reason}")
-    network = prune_model(start, images[:1], removed).eval()
+    network = prune_model(start, groups, removed).eval()
     unreached = drop_unreached(network, start, images[:1])
     if said := str(unreached):
         notes.append(said)

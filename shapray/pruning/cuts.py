@@ -295,7 +295,11 @@ def compared_networks(prune: Prune) -> tuple[int, list[bool]]:
 
 
 def plan_json(
-    plan: Cut, groups: Sequence[Group], kept: Mapping[str, Kept], dropped: Settings
+    plan: Cut,
+    groups: Sequence[Group],
+    kept: Mapping[str, Kept],
+    dropped: Settings,
+    program: bool,
 ) -> dict[str, Any]:
     """The content of ``prune/plan.json``.
 
@@ -303,10 +307,12 @@ def plan_json(
         groups: those that were scored.
         kept: what is left of each module that loses channels; null in the file: all.
         dropped: what was set afterwards so that the network can be trained.
+        program: whether the network is a program (see `network.cuttable`), not of its own class.
     """
     return {
         "format": PLAN_FORMAT,
         "rounds": plan.rounds,
+        "program": program,
         "groups": {
             group.name: {"n_units": group.n_units, "removed": list(plan.removed[group.name])}
             for group in groups

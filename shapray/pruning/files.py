@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from shapray.network.cuttable import is_program
 from shapray.network.group import Group
 from shapray.network.index_maps import kept_channels
 from shapray.pruning.compressed import Compressed
@@ -45,8 +46,9 @@ def publish(
     found = exports(network, images[:N_COMPARED], ["safetensors", *formats])
     for name, content in found.files.items():
         store.publish(f"{folder}/{name}", content)
-    kept = kept_channels(whole, images[:1], plan.removed)
-    store.publish_json(f"{folder}/{names.PLAN}", plan_json(plan, groups, kept, made.dropped))
+    kept = kept_channels(whole, groups, plan.removed)
+    chosen = plan_json(plan, groups, kept, made.dropped, is_program(whole))
+    store.publish_json(f"{folder}/{names.PLAN}", chosen)
     return tuple(
         f"{folder}/{names.of_network(name)} is not written: {reason}"
         for name, reason in found.refused.items()

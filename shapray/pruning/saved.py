@@ -16,7 +16,8 @@ from shapray.errors import JobError
 from shapray.inputs.model import build_model
 from shapray.inputs.outputs import own
 from shapray.inputs.weights import misfits
-from shapray.network.group import n_root_units
+from shapray.network.cuttable import as_program
+from shapray.network.find import find_groups
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import apply_settings
 from shapray.pruning.cuts import PLAN_FORMAT
@@ -60,6 +61,7 @@ class _Group(BaseModel):
 class _Plan(BaseModel):
     format: _Count
     groups: dict[str, _Group]
+    program: bool = False
     dropped: dict[str, Literal[False] | None] = {}  # plans of version 0.2 have none
 
     @model_validator(mode="after")
@@ -227,16 +229,19 @@ def _example(store: RunDirectory, run: _Run) -> Tensor:
 
 def _cut(where: str, model: nn.Module, factory: str, plan: _Plan, example: Tensor) -> nn.Module:
     try:
+        if plan.program:
+            model = as_program(model, example)
+        groups = find_groups(model, example)
+        n_units = {group.name: group.n_units for group in groups}
         for name, group in plan.groups.items():
-            found = n_root_units(model.get_submodule(name))
-            if found != group.n_units:
+            if n_units.get(name, group.n_units) != group.n_units:
                 raise ValueError(
-                    f"group '{name}' has {found} units; the plan was for {group.n_units}"
+                    f"group '{name}' has {n_units[name]} units; the plan was for {group.n_units}"
                 )
         removed = {name: group.removed for name, group in plan.groups.items()}
-        pruned = prune_model(model, example, removed)
+        pruned = prune_model(model, groups, removed)
         apply_settings(pruned, plan.dropped)
-    except Exception as error:  # the network is traced, and may raise anything
+    except Exception as error:  # the network is run, and may raise anything
         raise JobError(
             f"{where}: its groups do not fit the network that "
             f"{factory} makes, on an image of shape {tuple(example.shape)}: "

@@ -17,8 +17,9 @@ class _Layer:
     macs: int
     weights: int  # parameters that go with both
     others: int  # that go with the output channels alone
-    inputs: dict[str, float] = field(default_factory=dict)  # group -> share read, per unit
-    output: tuple[str, int] | None = None  # group whose units its output channels are, their number
+    # group -> share of the channels that go with one of its units
+    inputs: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, float] = field(default_factory=dict)
 
 
 class Sizes:
@@ -46,18 +47,23 @@ class Sizes:
             if own:
                 self._layers[name] = _Layer(macs.get(name, 0), weights, own - weights)
         for group in groups:
-            self._connect(group, groups)
+            self._connect(group)
 
-    def _connect(self, group: Group, groups: Sequence[Group]) -> None:
-        readers = {consumer.module for consumer in group.consumers}
+    def _connect(self, group: Group) -> None:
+        def share(units: Sequence[int]) -> float:
+            return sum(unit >= 0 for unit in units) / len(units) / group.n_units
+
         for consumer in group.consumers:
-            read = sum(unit >= 0 for unit in consumer.unit_of_channel)
-            share = read / len(consumer.unit_of_channel) / group.n_units
-            self._layers[consumer.module].inputs[group.name] = share
-        for name in group.modules:
-            elsewhere = any(name in g.modules for g in groups if g is not group)
-            if name in self._layers and not (name in readers and elsewhere):
-                self._layers[name].output = (group.name, group.n_units)
+            inputs = self._layers[consumer.module].inputs
+            inputs[group.name] = share(consumer.unit_of_channel)
+        for writer in group.writers:
+            if writer.module in self._layers:
+                outputs = self._layers[writer.module].outputs
+                outputs[group.name] = share(writer.unit_of_channel)
+        for parameter in group.parameters:
+            owner = parameter.name.rpartition(".")[0]
+            if owner in self._layers:
+                self._layers[owner].outputs[group.name] = share(parameter.unit_of_index)
 
     def macs(self, removed: Mapping[str, int]) -> float:
         """Multiply-adds for one image.
@@ -66,7 +72,7 @@ class Sizes:
             removed: group -> how many of its units.
         """
         gone = sum(
-            layer.macs * (1 - self._left_in(layer, removed) * self._left_out(layer, removed))
+            layer.macs * (1 - _left(layer.inputs, removed) * _left(layer.outputs, removed))
             for layer in self._layers.values()
         )
         return self.all_macs - gone
@@ -84,21 +90,15 @@ class Sizes:
     def parameters(self, removed: Mapping[str, int]) -> float:
         gone = 0.0
         for layer in self._layers.values():
-            out = self._left_out(layer, removed)
-            gone += layer.weights * (1 - self._left_in(layer, removed) * out)
+            out = _left(layer.outputs, removed)
+            gone += layer.weights * (1 - _left(layer.inputs, removed) * out)
             gone += layer.others * (1 - out)
         return self.all_parameters - gone
 
-    @staticmethod
-    def _left_in(layer: _Layer, removed: Mapping[str, int]) -> float:
-        return 1 - sum(share * removed.get(name, 0) for name, share in layer.inputs.items())
 
-    @staticmethod
-    def _left_out(layer: _Layer, removed: Mapping[str, int]) -> float:
-        if layer.output is None:
-            return 1.0
-        name, n_units = layer.output
-        return 1 - removed.get(name, 0) / n_units
+def _left(shares: Mapping[str, float], removed: Mapping[str, int]) -> float:
+    """What is left of a layer's channels."""
+    return 1 - sum(share * removed.get(name, 0) for name, share in shares.items())
 
 
 def _macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:

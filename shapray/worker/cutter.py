@@ -105,7 +105,7 @@ class Cutter:
     def latency(self, task: LatencyTask) -> Latencies:
         example = self.scorer.example
         networks = {"whole": self.whole} | {
-            name: prune_model(self.whole, example.to(self.device), removed)
+            name: prune_model(self.whole, self.setup.groups, removed)
             for name, removed in task.removed.items()
         }
         timed = [

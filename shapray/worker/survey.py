@@ -130,7 +130,7 @@ class Surveyor:
         """Seconds to compare an image's outputs with its label, and to make a smaller network."""
         group = self.setup.groups[0]
         start = time.perf_counter()
-        network = prune_model(self.setup.model, self.example, {group.name: [0]})
+        network = prune_model(self.setup.model, [group], {group.name: [0]})
         count_macs(network, self.example)
         making = time.perf_counter() - start
         network = network.to(self.device)

@@ -5,19 +5,19 @@ import numpy as np
 import pytest
 import torch
 from cases import case, hook_masked
+from plain import without
 
 from shapray.config import Score
 from shapray.engine.network_game import NetworkSplit
 from shapray.engine.trace import fold
 from shapray.network.find import find_groups
-from shapray.network.surgery import prune_model
 from shapray.shapley.estimators import estimate
 
 
 def test_exact_values_of_a_convolution_are_those_of_brute_force():
     """All 4,096 coalitions through the network with hooks: the digits' without 4 of 16 units."""
     network = case("digits")
-    model = prune_model(network.model, network.example, {"conv3": [3, 7, 12, 14]})
+    model = without(network.model, network.example, {"conv3": [3, 7, 12, 14]})
     group = next(g for g in find_groups(model, network.example) if g.name == "conv3")
     assert group.n_units == 12
     image, label = network.images[1:2], int(network.labels[1])

@@ -4,11 +4,11 @@ import pytest
 import torch
 from cases import assert_near, case, draw, hook_masked
 from networks import ChannelsLastMlp, randomise
+from plain import without
 
 from shapray.engine.network_game import NetworkSplit
 from shapray.engine.trace import fold
 from shapray.network.find import find_groups
-from shapray.network.surgery import prune_model
 from shapray.shapley.values import NAMES
 
 # --- which groups ---------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_outputs_are_those_of_the_pruned_network(network):
         _, coalitions = draw(1, group.n_units, 6)
         for kept in coalitions[coalitions.any(1)]:
             removed = (~kept).nonzero()[:, 0].tolist()
-            pruned = prune_model(network.model, network.example, {group.name: removed})
+            pruned = without(network.model, network.example, {group.name: removed})
             with torch.inference_mode():
                 expected = pruned(network.images)
             found = network.game(group).outputs(every, kept.expand(len(every), -1))

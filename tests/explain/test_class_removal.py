@@ -6,11 +6,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from cases import case
+from plain import without
 from torch import nn
 
 from shapray.explain.class_removal import class_removal
-from shapray.network.group import Consumer, Group
-from shapray.network.surgery import prune_model
+from shapray.network.group import Channels, Group
 from shapray.pruning.criteria import MEMORY
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.evaluate import wilson_interval
@@ -43,7 +43,7 @@ def cut(model, example, names):
     for name in names:
         group, unit = name.rsplit("/", 1)
         removed.setdefault(group, []).append(int(unit))
-    return prune_model(model, example, removed)
+    return without(model, example, removed)
 
 
 @pytest.mark.parametrize("name", ["Vgg", "Residual", "digits"])  # flat and deep groups
@@ -126,7 +126,7 @@ class ByClass(nn.Module):
 
 
 def test_a_class_falls_with_its_unit_and_the_others_stay():
-    reader = Consumer("second", (0, 1, 2, 3))
+    reader = Channels("second", (0, 1, 2, 3))
     group = Group("first", 4, "linear", ("first", "second"), (reader,), True, None)
     labels = torch.tensor([1, 2, 3, 1, 2, 3])
     images = nn.functional.one_hot(labels, 4).float().view(6, 1, 2, 2)

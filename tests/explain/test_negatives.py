@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 from cases import case
+from plain import without
 from torch.nn import functional as F
 
 from shapray.explain.extremes import Extremes
 from shapray.explain.negatives import negatives
-from shapray.network.surgery import prune_model
 from shapray.pruning.criteria import MEMORY
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.evaluate import Z
@@ -48,7 +48,7 @@ def test_changes_are_those_of_the_network_cut_for_real(name):
     with torch.no_grad():
         whole = of.model(of.images.clone()).double()
         for row in rows:
-            cut = prune_model(of.model, of.example, {row["group"]: [row["unit"]]})
+            cut = without(of.model, of.example, {row["group"]: [row["unit"]]})
             left = cut(of.images.clone()).double()
             change = (
                 F.cross_entropy(left, of.labels, reduction="none")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shapray.explain.where import contributions, resized
 from shapray.network.consumers import mask_consumers
-from shapray.network.group import Consumer, Group
+from shapray.network.group import Channels, Group
 
 TARGETS = torch.tensor([2, 0, 1])
 
@@ -103,7 +103,7 @@ def test_behind_a_unit_that_acts_linearly_every_position_adds_what_zeroing_it_ta
     model, pixels = lively(LinearTail(tail)), images()[:, :, :6, :4].contiguous()
     per_unit = 1 if isinstance(tail[0], nn.Conv2d) else 24
     place = "tail.0" if per_unit == 1 else "tail.1"
-    reader = Consumer(place, tuple(np.repeat(range(4), per_unit).tolist()))
+    reader = Channels(place, tuple(np.repeat(range(4), per_unit).tolist()))
     group = Group("conv1", 4, "conv", ("conv1", place), (reader,), True, None)
     maps = contributions(model, group, 3, pixels, TARGETS, steps=1)
     assert maps.shape == (3, 6, 4)

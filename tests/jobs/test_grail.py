@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from plain import without
 from torch import nn
 
 from jobs.benchmarks import grail
 from shapray.engine.trace import fold
 from shapray.network.find import find_groups
-from shapray.network.surgery import prune_model
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_cut_costs_nothing_where_what_goes_is_a_combination_of_what_stays(netw
             first.bias[gone] = times * first.bias[stays]
         groups, removed = groups_of(network, images), {"0": [1, 4]}
         grams = grail.grams_of(network, ["2", "5"], images)
-        small = prune_model(
+        small = without(
             grail.compensated(network, groups, removed, grams, 1e-9), images[:1], removed
         )
         assert small[0].out_channels == 4
@@ -72,7 +72,7 @@ def test_features_of_one_unit_behind_a_flatten_go_together(network, images):
     groups, removed = groups_of(network, images), {"2": [0, 3]}
     grams = grail.grams_of(network, ["2", "5"], images)
     silent = grail.compensated(network, groups, removed, grams, 1e-3)
-    small = prune_model(silent, images[:1], removed)
+    small = without(silent, images[:1], removed)
     assert small[5].in_features == 3 * 16
     with torch.no_grad():
         assert torch.allclose(small(images), silent(images), atol=1e-5)

@@ -1,4 +1,6 @@
-"""What cutting a group shows: units that the dependency graph misreads."""
+"""What cutting a group shows: channels that are mixed, or written into a forward."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,16 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray.network.check import check_group
+from shapray.network.group import Channels, Group
 
 
 class Mixed(nn.Module):
-    """Something between two convolutions that the dependency graph misreads or that mixes units."""
+    """Something between two convolutions that moves units or mixes them."""
 
     def __init__(self, between) -> None:
         super().__init__()
         self.between = between
         self.conv1 = nn.Conv2d(3, 8, 1)
-        width = between(torch.zeros(1, 8, 1, 1)).shape[1]
+        width = between(torch.zeros(1, 8, 2, 2)).shape[1]
         self.conv2 = nn.Conv2d(width, 4, 1)
         self.fc = nn.Linear(4, 3)
 
@@ -31,11 +34,14 @@ class Mixed(nn.Module):
         lambda x: x - x.mean(1, keepdim=True),
         lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2),  # channel shuffle
         lambda x: x[:, :4] + x[:, 4:],
-        lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)),
-        lambda x: x.flip(1),
+        lambda x: x * x.amax(1, keepdim=True),
+        lambda x: torch.einsum("bchw,bdhw->bdhw", x, x),
+        lambda x: x.cumsum(1),
+        lambda x: F.normalize(x, dim=1),
+        lambda x: x.roll(3, 1),  # a cut network would roll others
     ],
 )
-def test_misread_operators_are_found_by_the_check(between):
+def test_operators_that_mix_units_exclude_the_group(between):
     model = lively(Mixed(between))
     group = groups_by_name(model)["conv1"]
     reason = group.reason or check_group(model, group, images(), seed=0)
@@ -44,11 +50,62 @@ def test_misread_operators_are_found_by_the_check(between):
     assert all(not module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)),
+        lambda x: x.flip(1),
+        lambda x: torch.cat([x, x], 1),
+        lambda x: F.glu(x, 1),
+        lambda x: F.pixel_shuffle(x, 2),
+        lambda x: x.repeat(1, 2, 1, 1),
+        lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+        F.instance_norm,
+    ],
+)
+def test_operators_that_move_units_are_followed(between):
+    model = lively(Mixed(between))
+    group = groups_by_name(model)["conv1"]
+    assert (group.reason or check_group(model, group, images(), seed=0)) is None
+
+
+def _unread(model: nn.Module) -> Group:
+    """The group of conv1, as if nobody had seen what lies between."""
+    group = groups_by_name(model)["conv1"]
+    units = tuple(range(8))
+    return replace(
+        group,
+        n_units=8,
+        reason=None,
+        writers=(Channels("conv1", units),),
+        consumers=(Channels("conv2", units),),
+    )
+
+
 def test_check_names_error_and_coalition():
     model = lively(Mixed(lambda x: x.softmax(1)))
-    reason = check_group(model, groups_by_name(model)["conv1"], images(), seed=0)
+    reason = check_group(model, _unread(model), images(), seed=0)
     assert reason.startswith("masked and pruned network differ: relative error 0.")
     assert reason.endswith("with 1 of 8 units removed")
+
+
+def test_a_leak_that_no_tolerance_shows_is_proved():
+    model = lively(Mixed(lambda x: x + 1e-9 * x.mean(1, keepdim=True)))
+    group = _unread(model)
+    assert check_group(model, group, images(), seed=0) == (
+        "its units reach the output by another way than through conv2"
+    )
+
+
+def test_a_forward_that_is_written_for_all_channels_is_named():
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(len(x), 8, *x.shape[2:])
+
+    model = lively(Mixed(Fixed()))
+    assert check_group(model, groups_by_name(model)["conv1"], images(), seed=0) == (
+        "between, a Fixed, does not run with 1 of 8 units removed: it is written for all of them"
+    )
 
 
 def test_logits_that_are_all_zero_prove_nothing():

@@ -42,7 +42,8 @@ class Residual(nn.Module):
 def test_residual_stream_is_deep_however_it_is_joined(how):
     model = lively(Residual(how))
     groups = groups_by_name(model)
-    assert [consumer.module for consumer in groups["stem"].consumers] == ["conv1", "fc"]
+    readers = ["conv1", "fc", "side"] if how == "detached" else ["conv1", "fc"]
+    assert [consumer.module for consumer in groups["stem"].consumers] == readers
     assert not groups["stem"].flat
     assert groups["conv1"].flat
     assert check_group(model, groups["conv1"], images(), seed=0) is None

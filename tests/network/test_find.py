@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from plain import Plain, groups_by_name, images, lively
+from plain import EXAMPLE, Plain, groups_by_name, images, lively, without
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray.network.check import check_group
-from shapray.network.find import find_groups
 
 
 class Concat(nn.Module):
@@ -92,15 +91,34 @@ def test_depthwise_convolution_is_coupled_and_no_consumer():
     assert check_group(model, groups["0"], images(), seed=0) is None
 
 
-def test_module_with_two_names_is_excluded():
+def test_module_with_two_names_is_scored_by_the_first():
     class Shared(Plain):
         def __init__(self) -> None:
             super().__init__()
             self.alias = self.conv2
 
-    groups = groups_by_name(lively(Shared()))
-    assert groups["conv2"].reason == groups["conv1"].reason == "conv2 and alias are one module"
-    assert groups["fc1"].reason is None
+    model = lively(Shared())
+    groups = groups_by_name(model)
+    assert list(groups) == ["conv1", "conv2", "fc1", "fc2"]
+    for name in ("conv1", "conv2", "fc1"):
+        assert check_group(model, groups[name], images(), seed=0) is None
+    small = without(model, EXAMPLE, {"conv2": [1]})
+    assert small.alias is small.conv2
+
+
+def test_layers_with_one_weight_are_excluded():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+            self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.b(F.relu(self.a(self.stem(x)))).mean((2, 3)))
+
+    groups = groups_by_name(lively(Tied()))
+    assert groups["stem"].reason == "a and b share their weights"
 
 
 def test_what_cannot_be_scored_is_listed_with_its_reason():
@@ -119,8 +137,8 @@ def test_what_cannot_be_scored_is_listed_with_its_reason():
 
     groups = groups_by_name(lively(Odd()))
     assert {name: group.reason for name, group in groups.items()} == {
-        "a": "grouped is a grouped convolution (2 groups)",
-        "grouped": "grouped is a grouped convolution (2 groups)",
+        "a": "up reads it, a ConvTranspose2d",
+        "up": "up is a ConvTranspose2d; Conv2d and Linear are scored",
         "narrow": "it has a single unit",
         "unused": "never called, or the network's output does not depend on it",
         "fc": "its units are the network's outputs",
@@ -177,7 +195,9 @@ class Glued(nn.Module):
         return self.last(x.mean((2, 3)))
 
 
-def test_a_group_that_cannot_be_read_leaves_the_others():
-    groups = {g.name: g.reason for g in find_groups(Glued().eval(), torch.zeros(1, 3, 4, 4))}
-    assert groups["stem"] is None
-    assert groups["a"] is not None
+def test_several_channels_of_the_root_are_one_unit():
+    model = lively(Glued())
+    group = groups_by_name(model)["a"]
+    assert group.n_units == 5
+    assert group.writers[0].unit_of_channel == (0, 1, 2, 3, 4) * 2
+    assert check_group(model, group, images(), seed=0) is None

@@ -1,15 +1,23 @@
 """What is left of a layer, against the weights themselves: each entry of a layer is another."""
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from networks import NETWORKS, randomise
+from plain import without
 from torch import nn
 
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
 from shapray.network.index_maps import Kept, kept_channels
-from shapray.network.surgery import prune_model
 from shapray.zoo import digits_cnn
+
+
+def kept(
+    model: nn.Module, example: torch.Tensor, removed: Mapping[str, Sequence[int]]
+) -> dict[str, Kept]:
+    return kept_channels(model, find_groups(model, example), removed)
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor, dict[str, list[int]]]:
@@ -31,15 +39,15 @@ NAMES = [name for name in NETWORKS if name not in ("digits", "resnet18")]
 def test_every_layer_is_the_original_at_what_was_kept(name):
     model, example, removed = network(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    kept = kept_channels(model, example, removed)
+    left = kept(model, example, removed)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
-    pruned = prune_model(model, example, removed)
+    pruned = without(model, example, removed)
     after = pruned.state_dict()
     changed = {key.rpartition(".")[0] for key in after if after[key].shape != before[key].shape}
-    assert set(kept) == changed
+    assert set(left) == changed
     assert set(removed) <= changed
-    for module, found in kept.items():
+    for module, found in left.items():
         layer, whole = pruned.get_submodule(module), model.get_submodule(module)
         if not isinstance(whole, nn.Conv2d | nn.Linear):
             assert found.inputs == found.outputs
@@ -76,12 +84,12 @@ def dense(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:
 
 def test_what_changes_on_one_side_only():
     removed = {"conv1": [3, 0, 31], "conv3": [1, 2, 15], "fc1": list(range(0, 64, 2))}
-    kept = kept_channels(digits_cnn().eval(), torch.zeros(1, 1, 8, 8), removed)
+    left = kept(digits_cnn().eval(), torch.zeros(1, 1, 8, 8), removed)
     conv1 = tuple(range(1, 3)) + tuple(range(4, 31))
     conv3 = (0, *range(3, 15))
     features = tuple(4 * channel + position for channel in conv3 for position in range(4))
     hidden = tuple(range(1, 64, 2))
-    assert kept == {
+    assert left == {
         "conv1": Kept(conv1, None),
         "bn1": Kept(conv1, conv1),
         "conv2": Kept(None, conv1),
@@ -103,25 +111,25 @@ def test_norms_without_weights_and_bare_parameters():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv2(self.norm(self.conv1(x)) * self.scale).mean((2, 3))
 
-    kept = kept_channels(Scaled().eval(), torch.zeros(1, 3, 8, 8), {"conv1": [1, 4]})
+    found = kept(Scaled().eval(), torch.zeros(1, 3, 8, 8), {"conv1": [1, 4]})
     left = (0, 2, 3, 5)
-    assert kept["norm"] == kept[""] == Kept(left, left)
+    assert found["norm"] == found["scale"] == Kept(left, left)
 
 
 def test_more_weights_than_a_float_counts():
-    """A layer of 20 million weights; float32 counts to 16.8 million."""
+    """A layer of more weights than labels can be counted."""
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 64 * 64, 1700, bias=False), nn.ReLU(), nn.Linear(1700, 2)
     )
-    kept = kept_channels(model.eval(), torch.zeros(1, 3, 64, 64), {"1": [0, 1697]})
     left = (*range(1, 1697), 1698, 1699)
-    assert kept == {"1": Kept(left, None), "3": Kept(None, left)}
+    found = kept(model.eval(), torch.zeros(1, 3, 64, 64), {"1": [0, 1697]})
+    assert found == {"1": Kept(left, None), "3": Kept(None, left)}
 
 
 def test_nothing_removed_and_a_plan_that_is_impossible():
     model, example = digits_cnn().eval(), torch.zeros(1, 1, 8, 8)
-    assert kept_channels(model, example, {"conv1": []}) == {}
+    assert kept(model, example, {"conv1": []}) == {}
     with pytest.raises(ValueError, match="all 32 units would go"):
-        kept_channels(model, example, {"conv1": range(32)})
+        kept(model, example, {"conv1": range(32)})
     with torch.inference_mode():
-        assert set(kept_channels(model.double(), example.double(), {"fc1": [0]})) == {"fc1", "fc2"}
+        assert set(kept(model.double(), example.double(), {"fc1": [0]})) == {"fc1", "fc2"}

@@ -1,9 +1,11 @@
 import pytest
 import torch
-from cut_digits import EXAMPLE, REMOVED, digits, images
-from torch import nn
+from cut_digits import EXAMPLE, REMOVED, digits
+from cut_digits import images as digit_images
+from plain import groups_by_name, images, lively, without
+from torch import Tensor, nn
 
-from shapray.network.surgery import prune_model
+from shapray.network.check import check_group
 
 
 def keep(n: int, removed: list[int]) -> list[int]:
@@ -12,7 +14,7 @@ def keep(n: int, removed: list[int]) -> list[int]:
 
 def test_several_groups_go_by_the_indices_of_the_original_network():
     model = digits()
-    pruned = prune_model(model, EXAMPLE, REMOVED)
+    pruned = without(model, EXAMPLE, REMOVED)
     k1, k3, kf = keep(32, REMOVED["conv1"]), keep(16, REMOVED["conv3"]), keep(64, REMOVED["fc1"])
     assert torch.equal(pruned.conv1.weight, model.conv1.weight[k1])
     assert torch.equal(pruned.bn1.running_mean, model.bn1.running_mean[k1])
@@ -22,7 +24,7 @@ def test_several_groups_go_by_the_indices_of_the_original_network():
     assert torch.equal(pruned.fc1.weight, model.fc1.weight[kf][:, features])
     assert torch.equal(pruned.fc1.bias, model.fc1.bias[kf])
     assert torch.equal(pruned.fc2.weight, model.fc2.weight[:, kf])
-    assert pruned(images()).shape == (4, 10)
+    assert pruned(digit_images()).shape == (4, 10)
 
 
 def test_copy_keeps_modes_and_the_original_keeps_everything():
@@ -30,7 +32,7 @@ def test_copy_keeps_modes_and_the_original_keeps_everything():
     model.conv1.weight.requires_grad_(False)
     model.bn1.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pruned = prune_model(model, EXAMPLE, REMOVED)
+    pruned = without(model, EXAMPLE, REMOVED)
     for network in (model, pruned):
         assert not network.conv1.weight.requires_grad
         assert network.conv2.weight.requires_grad
@@ -43,8 +45,8 @@ def test_copy_keeps_modes_and_the_original_keeps_everything():
 
 def test_nothing_removed_is_the_same_network():
     model = digits()
-    same = prune_model(model, EXAMPLE, {"conv1": [], "fc1": []})
-    assert torch.equal(same(images()), model(images()))
+    same = without(model, EXAMPLE, {"conv1": [], "fc1": []})
+    assert torch.equal(same(digit_images()), model(digit_images()))
 
 
 @pytest.mark.parametrize(
@@ -54,30 +56,35 @@ def test_nothing_removed_is_the_same_network():
         ({"conv3": [0, 16]}, r"'conv3': .* distinct, in \[0, 16\)"),
         ({"conv3": [-1]}, r"'conv3': .* distinct, in \[0, 16\)"),
         ({"conv3": [1, 1]}, r"'conv3': .* distinct, in \[0, 16\)"),
-        ({"bn1": [0]}, "'bn1': the network has no Conv2d or Linear of that name"),
-        ({"conv9": [0]}, "'conv9': the network has no"),
+        ({"bn1": [0]}, "'bn1': .* none of that name; it has conv1, conv2, conv3, fc1, fc2"),
+        ({"conv9": [0]}, "'conv9': the network has none"),
     ],
 )
 def test_impossible_plans(removed, message):
     with pytest.raises(ValueError, match=message):
-        prune_model(digits(), EXAMPLE, removed)
+        without(digits(), EXAMPLE, removed)
 
 
-def test_units_that_are_coupled_or_shared_between_groups():
-    class Folded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Conv2d(1, 4, 1)
-            self.b = nn.Conv2d(1, 4, 1)
-            self.folded = nn.Conv2d(1, 4, 1)
-            self.fc = nn.Linear(6, 2)
+class Folded(nn.Module):
+    """Two layers added up, and one whose channels are added up in pairs."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            folded = self.folded(x)
-            both = [self.a(x) + self.b(x), folded[:, :2] + folded[:, 2:]]
-            return self.fc(torch.cat(both, 1).mean((2, 3)))
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.folded, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(6, 2)
 
-    with pytest.raises(ValueError, match="'b' shares channels with another group"):
-        prune_model(Folded(), EXAMPLE, {"a": [0], "b": [1]})
-    with pytest.raises(ValueError, match=r"removing units \[0\] would remove 1 others"):
-        prune_model(Folded(), EXAMPLE, {"folded": [0]})
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.folded(x).chunk(2, 1)
+        return self.fc(torch.cat([self.a(x) + self.b(x), left + right], 1).mean((2, 3)))
+
+
+def test_channels_that_go_together_are_one_unit():
+    model = lively(Folded())
+    groups = groups_by_name(model)
+    assert {name: group.n_units for name, group in groups.items()} == {"a": 4, "folded": 2, "fc": 2}
+    pruned = without(model, images()[:1], {"a": [0, 2], "folded": [1]})
+    assert torch.equal(pruned.b.weight, model.b.weight[[1, 3]])
+    assert torch.equal(pruned.folded.weight, model.folded.weight[[0, 2]])
+    assert torch.equal(pruned.fc.weight, model.fc.weight[:, [1, 3, 4]])
+    for name in ("a", "folded"):
+        assert check_group(model, groups[name], images(), seed=0) is None

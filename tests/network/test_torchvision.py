@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torchvision
-from plain import groups_by_name, images, lively
+from plain import groups_by_name, images, lively, without
 from torch import nn
 
 from shapray.network.check import check_group
 from shapray.network.consumers import mask_consumers
 from shapray.network.find import find_groups
-from shapray.network.surgery import prune_model
 from shapray.zoo import resnet20
 
 
@@ -48,7 +47,7 @@ def check_zoo(model: nn.Module, size: int, n_scored: int, n_excluded: int) -> No
     masked = model(x)
     for context in contexts:
         context.__exit__(None, None, None)
-    pruned = prune_model(model, x[:1], removed)(x)
+    pruned = without(model, x[:1], removed)(x)
     assert (masked - pruned).abs().max() <= 1e-4 * masked.abs().max()
 
 

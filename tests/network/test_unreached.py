@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torchvision
+from plain import without
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.network.surgery import prune_model
 from shapray.network.unreached import apply_settings, drop_unreached
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -57,7 +57,7 @@ class Asked(Insisting):
 def cut(network: nn.Module, removed: dict[str, list[int]]):
     torch.manual_seed(0)
     model = network.eval()
-    pruned = prune_model(model, IMAGES[:1], removed)
+    pruned = without(model, IMAGES[:1], removed)
     logits = pruned(IMAGES)
     random = torch.get_rng_state()
     before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
@@ -92,7 +92,7 @@ def test_heads_of_streams_that_were_cut_are_dropped_with_the_flag_that_asks_for_
     assert pruned.spare is not None
     assert "aid1.2.weight" not in pruned.state_dict()
     step(pruned)
-    again = prune_model(pruned.eval(), IMAGES[:1], {"conv1": [0]})
+    again = without(pruned.eval(), IMAGES[:1], {"conv1": [0]})
     assert again.conv1.out_channels == 3
     step(again)
 
@@ -165,7 +165,7 @@ def test_torchvision(name, size, group, heads):
         num_classes=5, aux_logits=True, init_weights=False
     ).eval()
     images = torch.randn(2, 3, size, size)
-    pruned = prune_model(model, images[:1], {group: [0, 1, 2]})
+    pruned = without(model, images[:1], {group: [0, 1, 2]})
     assert drop_unreached(pruned, model, images[:1]).modules == heads
     outputs = pruned.train()(images)
     logits = outputs if isinstance(outputs, Tensor) else outputs[0]

@@ -2,9 +2,8 @@
 
 import pytest
 from cut_digits import EXAMPLE, REMOVED, digits
+from plain import without
 from saved_run import FACTORIES
-
-from shapray.network.surgery import prune_model
 
 
 @pytest.fixture
@@ -17,4 +16,4 @@ def factories(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pruned():
-    return prune_model(digits(), EXAMPLE, REMOVED)
+    return without(digits(), EXAMPLE, REMOVED)

@@ -7,14 +7,13 @@ import pytest
 import torch
 from cases import case
 from networks import NETWORKS
-from plain import Plain, groups_by_name, images, lively
+from plain import Plain, groups_by_name, images, lively, without
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray.config import Score, prune
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
-from shapray.network.surgery import prune_model
 from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.criteria.gates import Gate, gated
 from shapray.pruning.criteria.inputs import AsScored
@@ -247,7 +246,7 @@ def test_leave_one_out_is_the_loss_of_the_pruned_network(name):
     whole = loss(network.model)
     for group in network.groups:
         for unit in (0, group.n_units - 2, group.n_units - 1):  # the first is never active
-            pruned = prune_model(network.model, network.example, {group.name: [unit]})
+            pruned = without(network.model, network.example, {group.name: [unit]})
             assert found[group.name][unit] == pytest.approx(loss(pruned) - whole, abs=1e-5)
 
 

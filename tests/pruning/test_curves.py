@@ -5,14 +5,13 @@ import copy
 import pytest
 import torch
 from cases import case
-from plain import groups_by_name, images, lively
+from plain import groups_by_name, images, lively, without
 from slow_fit import fitted, read_and_put_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray.network.group import Group
 from shapray.network.silence import read_channels
-from shapray.network.surgery import prune_model
 from shapray.pruning.repair.curves import counts, loss_curves
 from shapray.pruning.repair.least_squares import least_squares
 
@@ -87,7 +86,7 @@ def test_a_point_that_is_not_repaired_is_the_cut_network(name):
     group = groups_by_name(model)[name]
     [losses] = loss_curves(model, group, {"": range(group.n_units)}, x, repaired=False).values()
     for count, loss in zip(counts(group.n_units), losses, strict=True):
-        cut = prune_model(model, x[:1], {name: range(count)})
+        cut = without(model, x[:1], {name: range(count)})
         assert loss == pytest.approx(kl(cut, model, x), rel=1e-4, abs=1e-9)
 
 
@@ -106,7 +105,7 @@ def test_a_deep_group_is_cut_and_all_behind_it_fitted(name, repaired):
             whole = c.model
             if repaired:
                 whole = least_squares(c.model, c.model, [group], removed, seen).network
-            cut = prune_model(whole, c.example, removed)
+            cut = without(whole, c.example, removed)
             found.append(kl(cut, c.model, other) * len(other) / len(c.images))
         assert loss == pytest.approx(sum(found), rel=1e-3, abs=1e-9)
 

@@ -65,7 +65,7 @@ def test_a_run_without_a_compressed_network(tmp_path, stages, message):
         ({"removed": list(range(32))}, r"groups\.conv1: removes all 32 units"),
         ({"n_units": 40}, "group 'conv1' has 32 units; the plan was for 40"),
         ({"groups": {"conv9": {"n_units": 3, "removed": [0]}}}, "conv9"),
-        ({"groups": {"bn1": {"n_units": 3, "removed": [0]}}}, "a BatchNorm2d is no root"),
+        ({"groups": {"bn1": {"n_units": 3, "removed": [0]}}}, "'bn1': the network has none"),
     ],
 )
 def test_a_plan_that_is_wrong_is_named(tmp_path, pruned, change, message):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from cases import DATA
 from networks import NETWORKS, randomise
+from plain import without
 from torch import nn
 
 from shapray.config import Images, Model, Transform
 from shapray.inputs.images import open_images
 from shapray.inputs.model import build_model
-from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import tally
 from shapray.pruning.repair.augment import blend, look_alike, move, views
 from shapray.pruning.repair.blocks import find_blocks
@@ -43,7 +43,7 @@ def whole():
 @pytest.fixture
 def cut(whole, images):
     removed = {"conv1": range(16), "conv2": range(0, 32, 2), "conv3": range(8)}
-    return prune_model(whole, images[0][:1], removed)
+    return without(whole, images[0][:1], removed)
 
 
 def divergence(whole, cut, images):
@@ -174,7 +174,7 @@ def test_a_network_without_gradients_is_refused_as_it_is(network):
 
 def blocks(whole, removed, size=8, channels=3):
     image = torch.zeros(1, channels, size, size)
-    return find_blocks(whole.eval(), prune_model(whole.eval(), image, removed), image)
+    return find_blocks(whole.eval(), without(whole.eval(), image, removed), image)
 
 
 def test_blocks_of_residual_networks_keep_their_shape():

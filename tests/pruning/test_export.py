@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 from networks import Residual, randomise
+from plain import without
 from torch import nn
 
-from shapray.network.surgery import prune_model
 from shapray.pruning.export import exports
 
 ALONE = """
@@ -34,7 +34,7 @@ def images(n: int = 4) -> torch.Tensor:
 def network():
     torch.manual_seed(0)
     model = randomise(Residual())
-    return prune_model(model, images(1), {"stem": [1, 4], "block2.conv1": [0, 2, 3]})
+    return without(model, images(1), {"stem": [1, 4], "block2.conv1": [0, 2, 3]})
 
 
 class Small(nn.Module):

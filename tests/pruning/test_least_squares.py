@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import DATA, case
 from networks import NETWORKS
-from plain import Plain, groups_by_name, images, lively
+from plain import Plain, groups_by_name, images, lively, without
 from slow_fit import fitted, penalty, rows_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from shapray.config import Images, Transform
 from shapray.inputs.images import open_images
 from shapray.network.silence import silenced
-from shapray.network.surgery import prune_model
 from shapray.pruning.repair import least_squares as module
 from shapray.pruning.repair.least_squares import Refitted, least_squares
 
@@ -35,7 +34,7 @@ def distance(found: nn.Module, model: nn.Module, x: Tensor) -> float:
 
 
 def bare(model: nn.Module, removed, x: Tensor) -> nn.Module:
-    return prune_model(model, x[:1], removed)
+    return without(model, x[:1], removed)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def test_what_is_fitted_silenced_is_what_is_cut(name):
     before = copy.deepcopy(c.model.state_dict())
     found = least_squares(c.model, c.model, c.groups, removed, c.images)
     assert found.left_out == {}
-    cut = prune_model(found.network, c.example, removed)
+    cut = without(found.network, c.example, removed)
     assert distance(cut, found.network, c.images) < 1e-4
     assert (
         distance(cut, c.model, c.images)
@@ -112,7 +111,7 @@ def test_units_that_others_can_stand_in_for_are_made_good_exactly():
     model.first.bias.data[3:] = mix @ model.first.bias.data[:3]
     removed = {"first": [3, 4, 5]}
     found = refitted(model, removed, x)
-    cut = prune_model(found.network, x[:1], removed)
+    cut = without(found.network, x[:1], removed)
     assert distance(bare(model, removed, x), model, x) > 0.1
     assert distance(cut, model, x) < 2e-3  # the ridge's share
     assert distance(cut, model, images(80)[64:]) < 2e-3  # on others too
@@ -126,7 +125,7 @@ def test_with_repair_the_digits_lose_less_at_every_size(digits):
         }
         found = refitted(model, removed, calibration)
         assert found.layers == ("conv2", "conv3", "fc1", "fc2")
-        cut = prune_model(found.network, calibration[:1], removed)
+        cut = without(found.network, calibration[:1], removed)
         assert distance(cut, model, others) < 0.7 * distance(
             bare(model, removed, others), model, others
         )
@@ -231,7 +230,7 @@ def test_below_zero_a_rectified_target_is_met_by_anything_below_zero():
 def test_in_train_mode_it_does_nearly_the_same(digits):
     model, calibration, _ = digits
     removed = {"conv1": list(range(12)), "conv2": list(range(12))}
-    network = prune_model(refitted(model, removed, calibration).network, calibration[:1], removed)
+    network = without(refitted(model, removed, calibration).network, calibration[:1], removed)
     with torch.no_grad():
         still, training = network(calibration), copy.deepcopy(network).train()(calibration)
     assert (still - training).norm() < 0.05 * still.norm()
@@ -256,7 +255,7 @@ def test_a_layer_without_bias_stays_without(affine):
     found = refitted(model, removed, x)
     assert found.layers == ("b", "c", "head")
     assert found.network.state_dict().keys() == model.state_dict().keys()
-    cut = prune_model(found.network, x[:1], removed)
+    cut = without(found.network, x[:1], removed)
     assert distance(cut, found.network, x) < 1e-4
     assert distance(cut, model, x) < distance(bare(model, removed, x), model, x)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cut_digits import EXAMPLE, REMOVED, SIZES, digits, images
 from faulty_s3 import BUCKET, faulty_s3
+from plain import without
 from saved_run import files, write_run
 from tiny import write_job
 from torch import nn
@@ -14,7 +15,6 @@ from shapray import load_pruned
 from shapray.errors import JobError
 from shapray.network.find import find_groups
 from shapray.network.index_maps import kept_channels
-from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
 from shapray.pruning.cuts import Cut, plan_json
 from shapray.pruning.saved import weights_bytes
@@ -40,7 +40,7 @@ def test_a_path_is_as_good_as_its_text(tmp_path, pruned):
 
 
 def test_other_memory_layouts_and_shared_tensors_are_saved(tmp_path):
-    pruned = prune_model(digits(), EXAMPLE, REMOVED).to(memory_format=torch.channels_last)
+    pruned = without(digits(), EXAMPLE, REMOVED).to(memory_format=torch.channels_last)
     pruned.bn3.weight = pruned.bn3.bias
     write_run(str(tmp_path), pruned)
     loaded = load_pruned(str(tmp_path))
@@ -69,9 +69,9 @@ def test_the_plan_has_the_old_channels_of_every_layer_that_changed(tmp_path, pru
     groups = [group for group in find_groups(model, EXAMPLE) if group.name in SIZES]
     removed = {name: sorted(units) for name, units in REMOVED.items()}
     cut = Cut("shapley-0.3", "shapley", None, 0.3, removed, ())
-    kept = kept_channels(model, EXAMPLE, REMOVED)
+    kept = kept_channels(model, find_groups(model, EXAMPLE), REMOVED)
     store = write_run(str(tmp_path), pruned)
-    store.publish_json("prune/plan.json", plan_json(cut, groups, kept, {}))
+    store.publish_json("prune/plan.json", plan_json(cut, groups, kept, {}, program=False))
     modules = store.read_json("prune/plan.json")["modules"]
     assert set(modules) == {"conv1", "bn1", "conv2", "conv3", "bn3", "fc1", "fc2"}
     left = [unit for unit in range(32) if unit not in REMOVED["conv1"]]
@@ -90,7 +90,7 @@ def test_what_is_read_back_trains_and_can_be_cut_again(tmp_path, pruned):
     optimiser.step()
     for name, parameter in network.named_parameters():
         assert not torch.equal(parameter, pruned.get_parameter(name)), name
-    again = prune_model(network.eval(), EXAMPLE, {"conv1": [0]})
+    again = without(network.eval(), EXAMPLE, {"conv1": [0]})
     assert torch.equal(again.conv1.weight, network.conv1.weight[1:])
 
 
@@ -98,7 +98,7 @@ def test_what_was_dropped_is_not_there_when_it_is_read_back(tmp_path, factories)
     run, plan = files({"conv1": [0, 4]}, factory="nets.token:Aided")
     plan["groups"]["conv1"]["n_units"] = 6
     model = import_module("nets.token").Aided().eval()
-    network = prune_model(model, EXAMPLE, {"conv1": [0, 4]})
+    network = without(model, EXAMPLE, {"conv1": [0, 4]})
     plan["dropped"] = drop_unreached(network, model, EXAMPLE).settings
     assert plan["dropped"] == {"aid": None, "with_aid": False}
     store = RunDirectory(str(tmp_path))

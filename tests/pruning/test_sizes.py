@@ -6,11 +6,10 @@ import pytest
 import torch
 from cases import case
 from networks import NETWORKS
-from plain import Plain, groups_by_name, lively
+from plain import Plain, groups_by_name, lively, without
 from torch import nn
 
 from shapray.network.find import find_groups
-from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.sizes import Sizes
 
@@ -27,7 +26,7 @@ def test_sizes_are_those_of_the_cut_network(name):
             for group in case(name).groups
             if only in (None, group)
         }
-        expected = count_macs(prune_model(model, example, removed), example)
+        expected = count_macs(without(model, example, removed), example)
         counts = {group: len(units) for group, units in removed.items()}
         found = sizes.parameters(counts), sizes.macs(counts)
         assert found == pytest.approx(expected, rel=1e-12)
@@ -37,7 +36,7 @@ def test_all_of_a_resnet():
     model, example = case("resnet18").model, case("resnet18").example
     groups = find_groups(model, example)
     counts = {group.name: group.n_units // 3 for group in groups if group.reason is None}
-    pruned = prune_model(model, example, {name: range(n) for name, n in counts.items()})
+    pruned = without(model, example, {name: range(n) for name, n in counts.items()})
     sizes = Sizes(model, groups, example)
     found = sizes.parameters(counts), sizes.macs(counts)
     assert found == pytest.approx(count_macs(pruned, example), rel=1e-12)
@@ -53,7 +52,7 @@ def test_every_call_of_a_layer_counts():
     model = lively(Twice())
     example = torch.zeros(1, 3, 8, 8)
     sizes = Sizes(model, list(groups_by_name(model).values()), example)
-    pruned = prune_model(model, example, {"conv1": [1, 3], "conv2": [0]})
+    pruned = without(model, example, {"conv1": [1, 3], "conv2": [0]})
     counts = {"conv1": 2, "conv2": 1}
     found = sizes.parameters(counts), sizes.macs(counts)
     assert found == pytest.approx(count_macs(pruned, example), rel=1e-12)

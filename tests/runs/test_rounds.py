@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from plain import without
 from tiny import results, shards, start, wait_for_shards, write_job
 
 import shapray
@@ -17,7 +18,6 @@ from shapray.config import load_job
 from shapray.inputs.images import open_images
 from shapray.inputs.model import build_model
 from shapray.network.find import find_groups
-from shapray.network.surgery import prune_model
 from shapray.pruning.criteria import criterion
 from shapray.pruning.saved import read_cut
 from shapray.run import main
@@ -151,7 +151,7 @@ def test_units_are_those_of_the_whole_network(in_rounds, tmp_path):
     """Silenced by hand in the whole network, the cut one's outputs and the loss that was found."""
     model, _, evaluation = opened(tmp_path)
     images, cut = evaluation.load(0, len(evaluation)), removed(in_rounds / "prune")
-    small = prune_model(model, images[:1], {group: sorted(units) for group, units in cut.items()})
+    small = without(model, images[:1], {group: sorted(units) for group, units in cut.items()})
     readers = {"conv1": "conv2", "conv2": "conv3", "conv3": "fc1", "fc1": "fc2"}
     assert readers.keys() == cut.keys()
     for group, n_units in whole_units(in_rounds).items():

@@ -6,7 +6,7 @@ A file a family: `at_random`, `weights`, `activity` (what is zero), `taylor` (wh
 derivatives say) and `jacobian`, both by `gates`; `leave_one_out` is the exact loss of one unit;
 `obs` is what the others cannot make up for; `shapley_sampled` is the job's own score without
 enumeration.
-`inputs` is what they all take, `writers` says which modules put out a group's units.
+`inputs` is what they all take.
 
 In all of them larger means more worth keeping, and a unit's channels in all layers that it spans
 make one number.

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from shapray.network.consumers import intercept
-from shapray.network.group import Consumer, Group
+from shapray.network.group import Channels, Group
 from shapray.pruning.criteria.inputs import Inputs
 
 
@@ -30,7 +30,7 @@ def apoz(inputs: Inputs) -> dict[str, np.ndarray]:
 class _Watch:
     """Counts what one consumer reads of each unit."""
 
-    def __init__(self, group: Group, consumer: Consumer) -> None:
+    def __init__(self, group: Group, consumer: Channels) -> None:
         self.consumer = consumer
         self.units = torch.tensor(consumer.unit_of_channel)
         self.nonzero = torch.zeros(group.n_units, dtype=torch.float64)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.func import functional_call
 
+from shapray.network.channel_dimension import channel_dimension
 from shapray.network.consumers import Reader, along, intercept
-from shapray.network.group import Consumer
+from shapray.network.group import Channels
 from shapray.pruning.criteria.inputs import Inputs
-from shapray.pruning.criteria.writers import channel_dimension
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Gate:
     """A factor for each of `n_units`: on what `readers` read, on what `writers` put out."""
 
     n_units: int
-    readers: tuple[Consumer, ...] = ()
-    writers: tuple[str, ...] = ()
+    readers: tuple[Channels, ...] = ()
+    writers: tuple[Channels, ...] = ()
 
 
 def loss_slopes(inputs: Inputs, gates: Sequence[Gate]) -> Iterator[list[Tensor]]:
@@ -76,14 +76,15 @@ def gated(model: nn.Module, factors: Sequence[tuple[Gate, Tensor]]) -> Iterator[
         readers = [(c, _scaling(c, factor)) for gate, factor in factors for c in gate.readers]
         stack.enter_context(intercept(model, readers))
         for gate, factor in factors:
-            for name in gate.writers:
-                module = model.get_submodule(name)
-                stack.callback(module.register_forward_hook(_scaling_output(factor)).remove)
+            for writer in gate.writers:
+                module = model.get_submodule(writer.module)
+                scale = _scaling_output(_scaling(writer, factor))
+                stack.callback(module.register_forward_hook(scale).remove)
         yield
 
 
-def _scaling(consumer: Consumer, factor: Tensor) -> Reader:
-    units = torch.tensor(consumer.unit_of_channel, device=factor.device)
+def _scaling(channels: Channels, factor: Tensor) -> Reader:
+    units = torch.tensor(channels.unit_of_channel, device=factor.device)
 
     def scale(read: Tensor, channel: int) -> Tensor:
         of_channel = nn.functional.pad(factor, (0, 1), value=1.0)[:, units]  # unit -1 is left alone
@@ -92,8 +93,8 @@ def _scaling(consumer: Consumer, factor: Tensor) -> Reader:
     return scale
 
 
-def _scaling_output(factor: Tensor) -> Any:
+def _scaling_output(scaled: Reader) -> Any:
     def scale(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output * along(factor, channel_dimension(module, output.ndim), output.ndim)
+        return scaled(output, channel_dimension(module, output.shape))
 
     return scale

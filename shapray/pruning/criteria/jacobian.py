@@ -5,7 +5,6 @@ import numpy as np
 from shapray.network.group import Group
 from shapray.pruning.criteria.gates import Gate, loss_slopes
 from shapray.pruning.criteria.inputs import Inputs
-from shapray.pruning.criteria.writers import writers
 
 
 def jacobian(inputs: Inputs) -> dict[str, np.ndarray]:
@@ -35,11 +34,11 @@ def jacobian(inputs: Inputs) -> dict[str, np.ndarray]:
 def _gates(inputs: Inputs, group: Group) -> list[Gate]:
     """One for every layer's part of a unit's parameters."""
     with_parameters = [
-        name
-        for name, module in writers(inputs.model, group).items()
-        if next(module.parameters(recurse=False), None) is not None
+        writer
+        for writer in group.writers
+        if any(True for _ in inputs.model.get_submodule(writer.module).parameters(recurse=False))
     ]
     return [
-        *(Gate(group.n_units, writers=(name,)) for name in with_parameters),
+        *(Gate(group.n_units, writers=(writer,)) for writer in with_parameters),
         *(Gate(group.n_units, readers=(consumer,)) for consumer in group.consumers),
     ]

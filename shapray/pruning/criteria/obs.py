@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from shapray.engine.network_game import PROCESS_BYTES
 from shapray.engine.trace import fold
-from shapray.network.group import Consumer, Group
+from shapray.network.group import Channels, Group
 from shapray.pruning.criteria.inputs import Inputs
 from shapray.pruning.repair.least_squares import IMAGES_AT_ONCE, bias_of, may_have_bias
 from shapray.pruning.repair.regression import MAX_ROWS, RIDGE, Regression
@@ -129,7 +129,7 @@ def _regression(
 class _Reader:
     """A consumer's regression as units go: the inverse of its system, and its weights."""
 
-    def __init__(self, regression: Regression, consumer: Consumer, n_units: int) -> None:
+    def __init__(self, regression: Regression, consumer: Channels, n_units: int) -> None:
         diagonal = RIDGE * regression.gram[0].diagonal().mean()
         system = regression.system()  # (features, features), perhaps the regression's own
         diagonal = diagonal.clamp(min=torch.finfo(torch.float32).tiny)

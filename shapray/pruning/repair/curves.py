@@ -8,8 +8,9 @@ from torch import Tensor, fx, nn
 
 from shapray.engine.arithmetic import float32_products
 from shapray.engine.trace import fold
-from shapray.network.group import Group
-from shapray.network.silence import read_channels, silenced
+from shapray.network.group import CONSUMERS, Group
+from shapray.network.index_maps import channels_left
+from shapray.network.silence import silenced
 from shapray.pruning.repair.least_squares import (
     IMAGES_AT_ONCE,
     bias_of,
@@ -127,7 +128,7 @@ def _refitted_in_place(
             regressions[site.call].append(found)
 
     def outputs(units: Sequence[int]) -> Tensor:
-        stay = read_channels([group], {group.name: units})
+        stay = channels_left([group], {group.name: units}, CONSUMERS)
         changed = {}
         for site in sites:
             layer = folded.get_submodule(site.layer)

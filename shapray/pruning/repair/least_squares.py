@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 
 from shapray.engine.arithmetic import float32_products
 from shapray.engine.trace import fold
-from shapray.network.group import Group
-from shapray.network.silence import read_channels, silenced
+from shapray.network.group import CONSUMERS, Group
+from shapray.network.index_maps import channels_left
+from shapray.network.silence import silenced
 from shapray.pruning.repair.regression import Fit, Regression
 from shapray.pruning.repair.sites import Site, find_sites
 from shapray.pruning.repair.walk import Walk, run_along
@@ -71,7 +72,7 @@ def least_squares(
         step: called after every layer.
     """
     network = silenced(start, groups, removed)
-    channels = read_channels(groups, removed)
+    channels = channels_left(groups, removed, CONSUMERS)
     before, after = (fold(model, images[:1]) for model in (whole, network))
     if not isinstance(before, fx.GraphModule) or not isinstance(after, fx.GraphModule):
         reason = "torch.fx cannot trace the network"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from shapray.network.program import traced
+
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (torch.relu, nn.functional.relu)
 
@@ -98,7 +100,7 @@ def _norms(network: nn.Module, folded: fx.GraphModule) -> dict[str, str]:
     modules = dict(network.named_modules())
     still_there = {str(node.target) for node in folded.graph.nodes if node.op == "call_module"}
     found = {}
-    for node in fx.symbolic_trace(network).graph.nodes:
+    for node in traced(network).graph.nodes:
         source = node.args[0] if node.op == "call_module" and node.args else None
         if (
             isinstance(modules.get(str(node.target)), nn.BatchNorm2d | nn.BatchNorm1d)

@@ -1,0 +1,223 @@
+"""A network's forward as a program of layers, in which channels are moved by index, or counted.
+
+A forward that chunks, shuffles or reshapes channels is written for all of them: with some gone the
+halves are unequal, and what it does with sizes no longer does the same. In the program such steps
+are modules, `Moved`, which pick channels by their indices and are cut like any other layer. So are
+means over channels, `Reduced`, which a mask has to tell which channels count.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from shapray.network.labels import LabelledTensors
+from shapray.network.moved import Moved
+from shapray.network.operations import by_name, is_view, moved_labels
+from shapray.network.reduced import KINDS, Reduced
+from shapray.network.statistics import KeptNorm
+
+LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+_REDUCTION = {"input", "dim", "keepdim"}
+TOLERANCE = 1e-5  # of the largest output, between a network and its program
+
+
+class LayerTracer(fx.Tracer):
+    """Traces down to layers, those of classes derived from PyTorch's among them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*LAYERS, Moved, Reduced, KeptNorm)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
+    """A network as a program whose steps that move channels are `Moved` modules.
+
+    Args:
+        model: in eval mode; left as it is. Its layers keep their names in the program, whose
+            ``state_dict`` is the network's.
+        example: (1, C, H, W), on the model's device.
+    Returns:
+        None if it cannot be traced, or the program would not compute the same.
+    """
+    try:
+        found = traced(copy.deepcopy(model))
+        for step in _steps(found, example):
+            _replace(found, step)
+        found.graph.eliminate_dead_code()
+        found.recompile()
+        for name, module in model.named_modules():  # heads that only training uses, and their like
+            if not list(module.children()) and name and name not in _names(found):
+                found.add_submodule(name, copy.deepcopy(module))
+        with torch.no_grad():
+            random = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+            for image in (example, random.to(example)):
+                right, its = model(image.clone()), found(image.clone())
+                if not torch.allclose(its, right, atol=TOLERANCE * right.abs().max().item()):
+                    return None
+    except Exception:  # tracing runs the network's forward with what is no tensor
+        return None
+    missing = model.state_dict().keys() - found.state_dict().keys()
+    return None if missing else found
+
+
+def _names(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_modules(remove_duplicate=False)}
+
+
+def traced(model: nn.Module) -> fx.GraphModule:
+    """A network as torch.fx traces it, down to its layers; it shares them."""
+    return fx.GraphModule(model, LayerTracer().trace(model), type(model).__name__)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A node whose value is that of a module on another's."""
+
+    node: fx.Node
+    source: fx.Node
+    module: Moved | Reduced
+
+
+def _steps(traced: fx.GraphModule, example: Tensor) -> list[_Step]:
+    """The nodes whose values are channels of one other's, in another order or not all, or reduced
+    over them."""
+    follower = _Follower(traced)
+    with torch.inference_mode(False), torch.no_grad():
+        follower.run(example.detach().clone())
+    return follower.found
+
+
+class _Follower(fx.Interpreter):
+    """Runs a program and labels channels by the node that has made them.
+
+    What a node has made of its inputs by views and by moving entries has their labels; all else
+    begins new ones.
+    """
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.found: list[_Step] = []
+        self.tensors = LabelledTensors()
+        self.sources: list[tuple[fx.Node, tuple[int, ...], int]] = []  # node, its shape, dimension
+        self.starts: list[int] = [1]
+
+    def run_node(self, n: fx.Node) -> Any:
+        dim = self._channel_dimension(n)
+        if n.op in ("call_function", "call_method"):
+            self._look_for_reduction(n, dim)
+        watch = _Watch(self.tensors)
+        with watch:
+            value = super().run_node(n)
+        if not isinstance(value, Tensor):
+            return value
+        labels = self.tensors.labels(value)
+        if n.op == "placeholder" or watch.computes or labels is None:
+            self._begin(n, value, dim)
+        elif n.op in ("call_function", "call_method") and value.ndim > 1:
+            self._look(n, value, labels)
+        return value
+
+    def _channel_dimension(self, node: fx.Node) -> int:
+        """Along which what a node makes has channels: that of what it reads, of linear layers the
+        last."""
+        if node.op == "call_module" and isinstance(self.fetch_attr(str(node.target)), nn.Linear):
+            return -1
+        for leaf in tree_leaves(self.fetch_args_kwargs_from_env(node)):
+            labels = self.tensors.labels(leaf) if isinstance(leaf, Tensor) else None
+            for dim in range(0 if labels is None else labels.ndim):
+                if labels is not None and (labels.select(dim, 0) != labels.select(dim, -1)).any():
+                    return dim
+        return 1
+
+    def _begin(self, node: fx.Node, value: Tensor, dim: int) -> None:
+        """Number a value's channels."""
+        if not -value.ndim <= dim < value.ndim or not value.is_floating_point():
+            return
+        dim %= value.ndim
+        start, n = self.starts[-1], value.shape[dim]
+        self.sources.append((node, tuple(value.shape), dim))
+        self.starts.append(start + n)
+        shape = [n if d == dim else 1 for d in range(value.ndim)]
+        self.tensors.put(value, torch.arange(start, start + n).float().view(shape))
+
+    def _look(self, node: fx.Node, value: Tensor, labels: Tensor) -> None:
+        number = torch.bucketize(labels.amax(), torch.tensor(self.starts), right=True).item() - 1
+        source, shape, dim = self.sources[int(number)]
+        if value.ndim != len(shape) or any(
+            value.shape[d] != shape[d] for d in range(value.ndim) if d != dim
+        ):
+            return
+        along = labels.movedim(dim, 0).flatten(1)
+        index = along[:, 0].long() - self.starts[int(number)]
+        if (along != along[:, :1]).any() or index.min() < 0:
+            return
+        if not torch.equal(index, torch.arange(shape[dim])):
+            self.found.append(_Step(node, source, Moved(index, dim, shape[dim])))
+
+    def _look_for_reduction(self, node: fx.Node, channel: int) -> None:
+        kind = str(getattr(node.target, "__name__", node.target))
+        given = dict(zip(("input", "dim", "keepdim"), node.args)) | dict(node.kwargs)
+        source, dim = given.get("input"), given.get("dim")
+        if kind not in KINDS or not isinstance(source, fx.Node) or set(given) > _REDUCTION:
+            return
+        read = self.env[source]
+        labels = self.tensors.labels(read) if isinstance(read, Tensor) else None
+        wanted = [dim] if isinstance(dim, int) else dim
+        if labels is None or not isinstance(wanted, list | tuple):
+            return
+        dims = tuple(d % read.ndim for d in wanted if isinstance(d, int))
+        if channel in dims and labels.select(channel, 0).amax() != labels.amax():
+            module = Reduced(kind, dims, channel, bool(given.get("keepdim", False)))
+            self.found.append(_Step(node, source, module))
+
+
+class _Watch(TorchDispatchMode):
+    """Follows labels through what moves entries, and tells whether anything else was done."""
+
+    def __init__(self, tensors: LabelledTensors) -> None:
+        super().__init__()
+        self.tensors, self.computes = tensors, False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """See the tracker's."""
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if is_view(func):
+            return result
+        labels = moved_labels(func, by_name(func, args, kwargs or {}), self._labels_of)
+        if labels is None:
+            self.computes = True
+            return result
+        for tensor, of_tensor in zip(tree_leaves(result), labels, strict=True):
+            self.tensors.put(tensor, of_tensor)
+        return result
+
+    def _labels_of(self, tensor: Tensor) -> Tensor:
+        labels = self.tensors.labels(tensor)
+        return torch.zeros(()).expand(tensor.shape) if labels is None else labels
+
+
+def _replace(traced: fx.GraphModule, step: _Step) -> None:
+    name = f"{type(step.module).__name__.lower()}_{step.node.name}"
+    traced.add_submodule(name, step.module)
+    with traced.graph.inserting_before(step.node):
+        call = traced.graph.call_module(name, (step.source,))
+    step.node.replace_all_uses_with(call)
