@@ -37,6 +37,14 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
+def amount(number: float) -> str:
+    """``686,720``, ``1.81 billion``."""
+    for power, word in ((12, "trillion"), (9, "billion"), (6, "million")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {word}"
+    return f"{number:,.0f}"
+
+
 def some(names: Sequence[object]) -> str:
     """The first few, and how many more there are."""
     shown = ", ".join(map(str, names[:N_NAMED]))

@@ -77,7 +77,7 @@ def record(name: str, class_names: list[str], n_classes: int) -> dict[str, Any]:
             "prune": {"macs": 0.5, "rank_by": ["mean_abs"], "allocation": "measured"},
         },
         "started": "2026-01-02T03:04:04.000+00:00",
-        "versions": {"python": "3.11.7", "shapray": "0.7.0", "torch": "2.9.0"},
+        "versions": {"python": "3.11.7", "shapray": "0.8.0", "torch": "2.9.0"},
         "stages": stages,
         "failures": [],
         "fingerprint": "0123456789abcdef" * 4,

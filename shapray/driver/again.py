@@ -23,6 +23,7 @@ from shapray.driver.fingerprint import check_same_job, comparable, fingerprint_p
 from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
 from shapray.driver.prices import check_taken
+from shapray.driver.progress import group_meter
 from shapray.driver.record import earlier_run, now
 from shapray.driver.reporting import show_report
 from shapray.errors import JobError
@@ -63,7 +64,8 @@ def prune_again(run_dir: str, overrides: Sequence[str], name: str | None, consol
     if job.data.calibration.limit == "auto":  # the others took part in nothing
         n_images = pc.max(store.read_table(names.SCORES)["n_images"]).as_py()
         inputs = replace(inputs, calibration=inputs.calibration.first(n_images))
-    planned = plan(inputs)
+    with group_meter(console, len(inputs.groups)) as progress:
+        planned = plan(inputs, progress)
     scored = set(store.read_table(names.SCORES)["group"].to_pylist())
     missing = [group.name for group in planned.setup.groups if group.name not in scored]
     if missing:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from shapray.cluster.needs import workers_here
 from shapray.cluster.ray_pool import RayPool
@@ -31,6 +32,7 @@ from shapray.driver.prices import (
     taken_at_first,
     taken_at_last,
 )
+from shapray.driver.progress import group_meter
 from shapray.driver.tasks import inspect_tasks, slices
 from shapray.errors import ClusterError, JobError
 from shapray.pruning.cuts import compared_networks
@@ -225,19 +227,24 @@ def n_coalitions(
     return found + 2  # the empty and the full coalition
 
 
-def make_forecast(job: Job, permutations: Sequence[int]) -> Forecast:
+def make_forecast(
+    job: Job, permutations: Sequence[int], console: Console | None = None
+) -> Forecast:
     """Check a job's inputs, count and time, and make every group's pilot; writes nothing.
 
     On the Ray cluster at ``RAY_ADDRESS`` one of its workers is timed, else this process.
 
     Args:
         permutations: numbers at which the work around the network is timed.
+        console: where to show how far the plan is.
     Raises:
         JobError: the job or an input is wrong.
         ClusterError: the worker that was to be timed failed.
     """
     start = time.monotonic()
-    planned = plan(open_inputs(job, RunDirectory(job.output)))
+    inputs = open_inputs(job, RunDirectory(job.output))
+    with group_meter(console or Console(quiet=True), len(inputs.groups)) as progress:
+        planned = plan(inputs, progress)
     planning = time.monotonic() - start
     threads = torch.get_num_threads()
     n_images = len(planned.setup.calibration)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shapray.driver.inputs import CHECK_IMAGES, Inputs
 from shapray.driver.prices import taken_at_first
-from shapray.engine.choose import choose_groups
+from shapray.engine.choose import Progress, choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet
 from shapray.network.group import Group
@@ -51,15 +51,17 @@ class Plan:
         return replace(self, setup=replace(self.setup, calibration=calibration))
 
 
-def plan(inputs: Inputs) -> Plan:
+def plan(inputs: Inputs, progress: Progress = lambda done, total: None) -> Plan:
     """Choose the groups to score and check each one.
 
+    Args:
+        progress: told how many groups are checked.
     Raises:
         JobError: no group left to score, or a size that they cannot be cut to.
     """
     job, calibration = inputs.job, inputs.calibration
     try:
-        setup, groups, tail_macs, example = _scoring(inputs)
+        setup, groups, tail_macs, example = _scoring(inputs, progress)
     except NetworkError as error:
         raise JobError(f"score.groups: {error}") from error
     n_units = {group.name: group.n_units for group in setup.groups}
@@ -91,13 +93,16 @@ def plan(inputs: Inputs) -> Plan:
     return Plan(setup, groups, tail_macs, example, inputs.n_classes, chooser)
 
 
-def plan_further(whole: Plan, inputs: Inputs, removed: Mapping[str, Sequence[int]]) -> Plan:
+def plan_further(
+    whole: Plan, inputs: Inputs, removed: Mapping[str, Sequence[int]], progress: Progress
+) -> Plan:
     """A further round of a job: what is left of its network scored once more.
 
     Args:
         whole: the job's plan.
         inputs: the job's, with the smaller network and the folder of the round.
         removed: what the network lacks: group -> units of the whole network.
+        progress: told how many groups are checked.
     Raises:
         NetworkError: no group left to score.
     """
@@ -105,7 +110,7 @@ def plan_further(whole: Plan, inputs: Inputs, removed: Mapping[str, Sequence[int
     groups = tuple(
         replace(group, reason=group.reason or _changed(group, n_left)) for group in inputs.groups
     )
-    setup, groups, tail_macs, example = _scoring(replace(inputs, groups=groups))
+    setup, groups, tail_macs, example = _scoring(replace(inputs, groups=groups), progress)
     chooser = whole.chooser.after(removed, [group.name for group in setup.groups])
     return Plan(setup, groups, tail_macs, example, inputs.n_classes, chooser)
 
@@ -119,7 +124,9 @@ def _changed(group: Group, n_left: Mapping[str, int]) -> str | None:
     return None
 
 
-def _scoring(inputs: Inputs) -> tuple[Setup, tuple[Group, ...], dict[str, int], Tensor]:
+def _scoring(
+    inputs: Inputs, progress: Progress
+) -> tuple[Setup, tuple[Group, ...], dict[str, int], Tensor]:
     """What workers are given; all groups; multiply-adds of those to score; the first image.
 
     Raises:
@@ -128,7 +135,7 @@ def _scoring(inputs: Inputs) -> tuple[Setup, tuple[Group, ...], dict[str, int], 
     job, calibration = inputs.job, inputs.calibration
     images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
     groups, tail_macs = choose_groups(
-        inputs.model, inputs.groups, images, job.score.groups, job.score.seed
+        inputs.model, inputs.groups, images, job.score.groups, job.score.seed, progress
     )
     setup = Setup(
         job=job,

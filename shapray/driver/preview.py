@@ -55,7 +55,7 @@ def preview(job: Job, budget: str | None, show: bool, console: Console) -> Job:
             return begun
     asked = job.score.permutations
     timed: Sequence[int] = TIMED_FOR_AUTO if asked == "auto" else [asked]
-    forecast = make_forecast(job, timed if seconds is None else TIMED_PERMUTATIONS)
+    forecast = make_forecast(job, timed if seconds is None else TIMED_PERMUTATIONS, console)
     prediction = forecast.at(asked)
     if seconds is not None:
         chosen, prediction, dearer = fitting(forecast, seconds)

@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
@@ -21,17 +21,20 @@ LINE_SECONDS = 5.0
 
 
 class Meter:
-    """Counts finished tasks of one stage and shows the rate and the time left.
+    """Counts what is done of one stage and shows the rate and the time left.
 
     Args:
         console: where to.
         stage: name shown in front.
         n_tasks: of the stage.
+        of: what they are called.
         cost: of all tasks; the time left goes by the cost done, as tasks are not equal.
     """
 
-    def __init__(self, console: Console, stage: str, n_tasks: int, cost: float) -> None:
-        self.console, self.stage = console, stage
+    def __init__(
+        self, console: Console, stage: str, n_tasks: int, cost: float, of: str = "tasks"
+    ) -> None:
+        self.console, self.stage, self.of = console, stage, of
         self.n_tasks, self.total = n_tasks, cost
         self.n_done, self.done = 0, 0.0
         self.start = self.shown = time.monotonic()
@@ -51,13 +54,14 @@ class Meter:
     def advance(self, cost: float) -> None:
         self.n_done, self.done = self.n_done + 1, self.done + cost
 
-    def show(self, counts: Counts) -> None:
+    def show(self, counts: Counts | None = None) -> None:
+        """counts: None where no workers do it."""
         if self.bar is not None:
             self.bar.update(self.row, completed=self.n_done, note=self._note(counts))
         elif self.n_done < self.n_tasks and time.monotonic() - self.shown > LINE_SECONDS:
             self.shown = time.monotonic()
             note = self._note(counts)
-            self.console.print(f"{self.stage}: {self.n_done}/{self.n_tasks} tasks, {note}")
+            self.console.print(f"{self.stage}: {self.n_done}/{self.n_tasks} {self.of}, {note}")
 
     @property
     def tasks_per_second(self) -> float:
@@ -70,16 +74,16 @@ class Meter:
             return None
         return (time.monotonic() - self.start) * (self.total - self.done) / self.done
 
-    def _note(self, counts: Counts) -> str:
-        parts = ["workers are starting"]
-        if counts.n_workers:
+    def _note(self, counts: Counts | None) -> str:
+        parts = [] if counts is None else ["workers are starting"]
+        if counts and counts.n_workers:
             workers = f"{counts.n_workers} worker{'s' * (counts.n_workers > 1)}"
             parts = [workers, f"{self.tasks_per_second:.3g} tasks/s"]
-        if counts.n_failed:
+        if counts and counts.n_failed:
             parts.insert(0, f"{counts.n_failed} failed")
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
-        if counts.said:
+        if counts and counts.said:
             parts.append(counts.said)
         return ", ".join(parts)
 
@@ -98,3 +102,17 @@ def meter(console: Console, stage: str, n_tasks: int, cost: float) -> Iterator[M
         yield shown
     seconds = time.monotonic() - shown.start
     console.print(f"{stage}: {shown.n_done}/{shown.n_tasks} tasks in {duration(seconds)}")
+
+
+@contextmanager
+def group_meter(console: Console, n_groups: int) -> Iterator[Callable[[int, int], None]]:
+    """A meter for the groups of a plan, to be told how many are done and how many there are; what
+    takes no time leaves no line."""
+    shown = Meter(console, "plan", n_groups, n_groups, "groups")
+
+    def progress(n_done: int, _: int) -> None:
+        shown.n_done, shown.done = n_done, n_done
+        shown.show()
+
+    with shown.bar or nullcontext():
+        yield progress

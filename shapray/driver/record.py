@@ -24,7 +24,7 @@ from shapray.storage.run_directory import RunDirectory
 STAGES_OF_A_ROUND = ("plan", "score", "aggregate", "prune")
 STAGES = (*STAGES_OF_A_ROUND, "evaluate", "explain")
 REFRESH_SECONDS = 10.0  # between publications while a stage goes on
-_PACKAGES = ("shapray", "torch", "torchvision", "ray", "pyarrow", "torch-pruning", "fsspec")
+_PACKAGES = ("shapray", "torch", "torchvision", "ray", "pyarrow", "fsspec")
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class Record:
             },
             "failures": [],
         }
+
+    def planned_in(self, seconds: float) -> None:
+        """Write down what it took to open the inputs and to find and check the groups."""
+        self.content["planning"] = {"seconds": round(seconds, 3)}
 
     def describe(
         self, plan: Plan, notes: Sequence[str], precision: str, parts: dict[str, Any]

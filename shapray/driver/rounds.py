@@ -1,6 +1,7 @@
 """The rounds behind the first: a smaller network made, scored as it is, and cut further."""
 
 import contextlib
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from shapray.driver.fingerprint import fingerprint_parts
 from shapray.driver.inputs import Inputs
 from shapray.driver.inspecting import inspected
 from shapray.driver.plan import Plan, plan_further
+from shapray.driver.progress import group_meter
 from shapray.driver.record import STAGES_OF_A_ROUND, Record, now
 from shapray.driver.scoring import scored
 from shapray.errors import JobError, NetworkError
@@ -146,9 +148,12 @@ class Rounds:
         job, network = self.inputs.job, made.network
         store = self._store(number)
         try:
+            start = time.monotonic()
             groups = tuple(find_groups(network, self.planned.example))
             inputs = replace(self.inputs, model=network, groups=groups, store=store)
-            planned = plan_further(self.planned, inputs, made.removed)
+            with group_meter(self.crews.console, len(groups)) as progress:
+                planned = plan_further(self.planned, inputs, made.removed, progress)
+            planning = time.monotonic() - start
         except NetworkError as error:
             raise JobError(
                 f"prune.rounds: {job.prune.rounds}; the network of round {number} cannot be "
@@ -157,6 +162,7 @@ class Rounds:
         self._announce(number, planned)
         record = Record(store, job, self.record.claim, now(), STAGES_OF_A_ROUND)
         record.content["made_of"] = made.origin
+        record.planned_in(planning)
         parts = fingerprint_parts(inputs, self.precision)
         record.describe(planned, inputs.notes, self.precision, parts)
         crew = self.crews.of(planned)

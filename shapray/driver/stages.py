@@ -1,5 +1,6 @@
 """The stages of a job, one after the other."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from shapray.driver.inputs import Inputs, open_inputs
 from shapray.driver.inspecting import inspected
 from shapray.driver.plan import Plan, plan
 from shapray.driver.prices import check_taken
+from shapray.driver.progress import group_meter
 from shapray.driver.record import Earlier, Record, earlier_run, now
 from shapray.driver.reporting import show_report
 from shapray.driver.rounds import Rounds
@@ -40,17 +42,22 @@ def run(job: Job, console: Console) -> None:
         TasksFailed: some tasks were set aside.
         StorageError, ClusterError, ClaimLost: see there.
     """
-    started = now()
+    started, start = now(), time.monotonic()
     store = RunDirectory(job.output)
     inputs = open_inputs(job, store)
+    opening = time.monotonic() - start
     with claimed(store) as claim:
-        _stages(inputs, claim, started, console)
+        _stages(inputs, claim, started, opening, console)
 
 
-def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> None:
+def _stages(inputs: Inputs, claim: Claim, started: str, opening: float, console: Console) -> None:
+    """opening: seconds that the inputs took."""
     job, store = inputs.job, inputs.store
     earlier = _earlier(inputs)
-    planned = plan(inputs)
+    start = time.monotonic()
+    with group_meter(console, len(inputs.groups)) as progress:
+        planned = plan(inputs, progress)
+    planning = opening + time.monotonic() - start
     console.print(
         f"{job.name}: {len(planned.setup.groups)} of {len(planned.groups)} groups, "
         f"{len(inputs.calibration)} calibration and {len(inputs.evaluation)} evaluation images"
@@ -58,6 +65,7 @@ def _stages(inputs: Inputs, claim: Claim, started: str, console: Console) -> Non
     for note in inputs.notes:
         console.print(f"model: {note}")
     record = Record(store, job, claim, started)
+    record.planned_in(planning)
     with Crews(console) as crews:
         crew = crews.of(planned)
         n_active = None

@@ -1,6 +1,6 @@
 """Which groups can be scored: chosen by name, and checked that masked, cut and split agree."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -15,9 +15,40 @@ from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
 from shapray.text import one_line
 
+Progress = Callable[[int, int], None]
+"""Told, after each group, how many are done and how many there are."""
+
 
 def choose_groups(
-    model: nn.Module, groups: Sequence[Group], images: Tensor, patterns: Sequence[str], seed: int
+    model: nn.Module,
+    groups: Sequence[Group],
+    images: Tensor,
+    patterns: Sequence[str],
+    seed: int,
+    progress: Progress = lambda done, total: None,
+) -> tuple[tuple[Group, ...], dict[str, int]]:
+    """The same as `checked_groups`, of which some are to be scored.
+
+    Raises:
+        NetworkError: no group is left to score.
+    """
+    checked, tail_macs = checked_groups(model, groups, images, patterns, seed, progress)
+    if not tail_macs:
+        listed = "\n".join(f"  {group.name}: {group.reason}" for group in checked)
+        raise NetworkError(
+            f"{list(patterns)} leaves no group to score; the network's groups:\n"
+            f"{listed or '  (none)'}"
+        )
+    return checked, tail_macs
+
+
+def checked_groups(
+    model: nn.Module,
+    groups: Sequence[Group],
+    images: Tensor,
+    patterns: Sequence[str],
+    seed: int,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[tuple[Group, ...], dict[str, int]]:
     """Choose the groups to score and check each one.
 
@@ -30,12 +61,10 @@ def choose_groups(
     Returns:
         all groups, those that are not to be scored with their reason; and by name, of those to
         score, the multiply-adds of a coalition of an image.
-    Raises:
-        NetworkError: no group is left to score.
     """
     checked, tail_macs = [], {}
     folded = fold(model, images[:1])
-    for group in groups:
+    for n_done, group in enumerate(groups, 1):
         reason = group.reason
         if not any(fnmatchcase(group.name, pattern) for pattern in patterns):
             reason = "not among score.groups"
@@ -50,12 +79,7 @@ def choose_groups(
             except Exception as error:  # an operation that the tail cannot have; the job goes on
                 reason = f"its tail does not run: {one_line(error)}"
         checked.append(replace(group, reason=reason))
-    if not tail_macs:
-        listed = "\n".join(f"  {group.name}: {group.reason}" for group in checked)
-        raise NetworkError(
-            f"{list(patterns)} leaves no group to score; the network's groups:\n"
-            f"{listed or '  (none)'}"
-        )
+        progress(n_done, len(groups))
     return tuple(checked), tail_macs
 
 

@@ -12,6 +12,9 @@ from shapray.network.group import Channels, Group, Parameter
 from shapray.network.tracker import Tracked, track
 from shapray.text import one_line
 
+OF_NETWORK = "its units are the network's outputs"
+UNREACHED = "never called, or the network's output does not depend on it"
+
 
 def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     """Every group of channels that go together, by the layers that put them out, in the order of
@@ -34,6 +37,12 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
             f"shape {tuple(example.shape)}: {one_line(error)}"
         ) from error
     return _Finder(model, tracked).groups()
+
+
+def is_hidden(group: Group) -> bool:
+    """Whether a group, as it was found, lies between the network's input and its outputs, so that
+    it would be scored if it could."""
+    return group.reason not in (OF_NETWORK, UNREACHED)
 
 
 def is_mixed(group: Group) -> bool:
@@ -149,7 +158,7 @@ class _Finder:
     def _obstacles(self, group: Group, units: Mapping[int, int]) -> Iterator[str]:
         """Why the group cannot be scored."""
         if not self.of_network.isdisjoint(units):
-            yield "its units are the network's outputs"
+            yield OF_NETWORK
         yield from (self.reasons[label] for label in units if label in self.reasons)
         for norm in group.statistics:
             if not units.keys() >= {label for label in self.statistics[norm.module] if label}:
@@ -184,8 +193,7 @@ class _Finder:
 def _unread(name: str, module: nn.Module) -> Group:
     kind = "linear" if isinstance(module, nn.Linear) else "conv"
     n_units = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-    reason = "never called, or the network's output does not depend on it"
-    return Group(name, cast(int, n_units), kind, (name,), (), False, reason)
+    return Group(name, cast(int, n_units), kind, (name,), (), False, UNREACHED)
 
 
 def _units_of(labels: list[int], units: Mapping[int, int]) -> tuple[int, ...] | None:

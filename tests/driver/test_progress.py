@@ -10,7 +10,7 @@ import pytest
 from shapray.cluster.pool import Counts
 from shapray.driver import progress
 from shapray.driver.console import PlainConsole
-from shapray.driver.progress import meter
+from shapray.driver.progress import group_meter, meter
 
 
 def do_three(console):
@@ -119,3 +119,12 @@ def test_a_notebook_without_widgets_gets_lines(monkeypatch):
     notebook = Notebook(monkeypatch, widgets=False)
     do_three(PlainConsole(force_jupyter=True))
     assert all(text.startswith(start) for text, start in zip(notebook.cell, LINES, strict=True))
+
+
+def test_the_groups_of_a_plan_are_counted():
+    console = PlainConsole(io.StringIO(), soft_wrap=True)
+    with group_meter(console, 3) as progress:
+        for n_done in (1, 2, 3):
+            progress(n_done, 3)
+    lines = console.file.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["plan: 1/3 groups", "plan: 2/3 groups"]
