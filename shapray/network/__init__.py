@@ -1,10 +1,15 @@
 """What goes together in a network, masked and cut.
 
-Imports `errors` and `text` only; `graph` alone knows torch-pruning. Start with `group`, the words.
+Imports `errors` and `text` only. Start with `group`, the words.
 
-`probe` refuses networks that cannot be scored (no logits, random, coupled over the batch); `find`
-makes the groups and gives the reason if the structure keeps one from being scored, `dataflow` says
-which are flat; `consumers` masks them and finds null players; `surgery` cuts, `index_maps`
-says which channels are left, `unreached` drops what only training calls and a cut breaks; `check`
-compares masked and cut, and gives the reason if they differ.
+`probe` refuses networks that cannot be scored (no logits, random, coupled over the batch).
+`tracker` follows channels through a forward pass: `labels` is what numbers carry, `operations` the
+table of what PyTorch's operations do to them, `coupling` what that means. `find` reads the groups
+off, with the reason if the structure keeps one from being scored; `cuttable` says whether the
+network can be cut as it is or as a `program`, whose steps `moved` and `reduced` are.
+
+`consumers` masks groups and finds null players, `statistics` are norms over what is kept; `surgery`
+cuts, `index_maps` says which channels are left, `unreached` drops what only training calls and a
+cut breaks, `silence` cuts in effect only; `check` compares masked and cut, `proof` shows that
+nothing else sees a unit, and both give the reason if not.
 """
