@@ -41,15 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_overrides("file")
     options = parser.parse_intermixed_args(arguments)
-    console = PlainConsole(soft_wrap=True)
+    console, waiting = PlainConsole(soft_wrap=True), PlainConsole(sys.stderr, soft_wrap=True)
 
     def command() -> None:
         if _is_name(options.network):
             if options.overrides:
                 raise JobError(f"{options.network} is a network's name, without a job's values")
-            show(of_network(options.network, console), console)
+            show(of_network(options.network, waiting), console)
         else:
-            show(of_job(options.network, options.overrides, console), console)
+            show(of_job(options.network, options.overrides, waiting), console)
 
     return exit_status(command, "stopped; nothing was written")
 
