@@ -1,18 +1,13 @@
 """The form in which a network can be cut: itself, or its program."""
 
-import contextlib
-
-import torch
 from torch import Tensor, nn
 
-from shapray.network.check import disagreement
-from shapray.network.consumers import mask_consumers
+from shapray.network.check import check_together
 from shapray.network.find import find_groups, is_mixed
 from shapray.network.group import Group
 from shapray.network.moved import Moved
 from shapray.network.program import program
 from shapray.network.reduced import Reduced
-from shapray.network.surgery import prune_model
 
 
 def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]:
@@ -64,20 +59,5 @@ def as_program(model: nn.Module, example: Tensor) -> nn.Module:
 
 def _can_be_cut(model: nn.Module, groups: list[Group], example: Tensor) -> bool:
     """Whether the network without some units of every group is what it is with them masked."""
-    random = torch.Generator().manual_seed(0)
-    removed = {}
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for group in groups:
-            if group.reason is None:
-                order = torch.randperm(group.n_units, generator=random).tolist()
-                removed[group.name] = order[: max(1, group.n_units // 3)]
-                stays = torch.ones(group.n_units, dtype=torch.bool)
-                stays[removed[group.name]] = False
-                stack.enter_context(mask_consumers(model, group, stays))
-        masked = model(example.clone())
-    with torch.no_grad():
-        try:
-            pruned = prune_model(model, groups, removed)(example.clone())
-        except Exception:  # of the user's forward, whose sizes no longer fit
-            return False
-    return pruned.shape == masked.shape and disagreement(pruned, masked) is None
+    scorable = [group for group in groups if group.reason is None]
+    return check_together(model, scorable, example, seed=0) is None

@@ -86,9 +86,13 @@ class _Finder:
             if self._passes_on(name):
                 own = [label for label in own if label not in group_of]
             united: dict[int, int] = {}
+            taken: dict[int, dict[int, int]] = {}  # by identity: a layer's units have one group
             for label in own:
-                for member in group_of.get(label, {label: 0}):
-                    united.setdefault(member, len(united))
+                group = group_of.get(label, {label: 0})
+                if id(group) not in taken:
+                    taken[id(group)] = group
+                    for member in group:
+                        united.setdefault(member, len(united))
             group_of.update(dict.fromkeys(united, united))
         return group_of
 
