@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapray.network.group import Group
-from shapray.network.silence import read_channels
 from shapray.pruning.repair.curves import counts, loss_curves
 from shapray.pruning.repair.least_squares import least_squares
 
@@ -44,7 +43,7 @@ def kl(found: nn.Module, model: nn.Module, x: Tensor) -> float:
 def slowly(model: nn.Module, group: Group, units: list[int], x: Tensor) -> nn.Module:
     """Only the consumers refitted, to their own outputs, one hook and one plain fit each."""
     network = copy.deepcopy(model)
-    for name, stay in read_channels([group], {group.name: units}).items():
+    for name, stay in channels_left([group], {group.name: units}, CONSUMERS).items():
         layer = model.get_submodule(name)
         read, outputs = read_and_put_out(model, layer, x)
         has_norm = name == "left"
