@@ -10,7 +10,8 @@ from slow_fit import fitted, read_and_put_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.network.group import Group
+from shapray.network.group import CONSUMERS, Group
+from shapray.network.index_maps import channels_left
 from shapray.pruning.repair.curves import counts, loss_curves
 from shapray.pruning.repair.least_squares import least_squares
 
