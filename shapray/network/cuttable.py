@@ -1,5 +1,8 @@
 """The form in which a network can be cut: itself, or its program."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 from torch import Tensor, nn
 
 from shapray.network.check import check_together
@@ -10,7 +13,9 @@ from shapray.network.program import program
 from shapray.network.reduced import Reduced
 
 
-def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]:
+def cuttable(
+    model: nn.Module, example: Tensor, patterns: Sequence[str] = ("*",)
+) -> tuple[nn.Module, list[Group]]:
     """A network that computes the same and can be cut, and its groups.
 
     That is the network itself wherever units can be taken from all of its groups at once. Where its
@@ -20,18 +25,20 @@ def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]
     Args:
         model: in eval mode.
         example: (1, C, H, W), on the model's device.
+        patterns: glob patterns over the names of the groups that are to be cut.
     Raises:
         NetworkError: see `find_groups`.
     """
     groups = find_groups(model, example)
-    fits = _can_be_cut(model, groups, example)
-    if fits and not any(is_mixed(group) for group in groups):
+    wanted = _named(groups, patterns)
+    fits = _can_be_cut(model, wanted, example)
+    if fits and not any(is_mixed(group) for group in wanted):
         return model, groups
     traced = program(model, example)
     if traced is None or not is_program(traced):
         return model, groups
     found = find_groups(traced, example)
-    if fits and _n_scorable(found) <= _n_scorable(groups):
+    if fits and _n_scorable(_named(found, patterns)) <= _n_scorable(wanted):
         return model, groups
     return traced, found
 
@@ -39,6 +46,10 @@ def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]
 def is_program(network: nn.Module) -> bool:
     """Whether a network is a program with steps in place of what its class does with channels."""
     return any(isinstance(module, Moved | Reduced) for module in network.modules())
+
+
+def _named(groups: list[Group], patterns: Sequence[str]) -> list[Group]:
+    return [g for g in groups if any(fnmatchcase(g.name, pattern) for pattern in patterns)]
 
 
 def _n_scorable(groups: list[Group]) -> int:

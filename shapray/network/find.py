@@ -8,7 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from shapray.errors import NetworkError
 from shapray.network.coupling import MIXED
-from shapray.network.group import Channels, Group, Parameter
+from shapray.network.group import Channels, Group, Move, Parameter
 from shapray.network.tracker import Tracked, track
 from shapray.text import one_line
 
@@ -52,7 +52,10 @@ class _Finder:
         self.inputs = {n: classes.found(i).tolist() for n, i in tracked.inputs.items()}
         self.norms = {n: classes.found(c).tolist() for n, c in tracked.norms.items()}
         self.statistics = {n: classes.found(c).tolist() for n, c in tracked.statistics.items()}
-        self.moves = {n: classes.found(c).tolist() for n, c in tracked.moves.items()}
+        self.moves = {
+            name: [classes.found(part).tolist() for part in both]
+            for name, both in tracked.moves.items()
+        }
         self.of_network = {classes.find(label) for label in tracked.of_network}
         self.misfits: dict[int, str] = {}  # class -> a parameter that cannot be cut
         self.parameters = dict(self._parameters())
@@ -124,9 +127,9 @@ class _Finder:
             and (channels := _units_of(self.statistics[norm], units)) is not None
         ]
         moves = [
-            Channels(move, channels)
+            Move(move, *(tuple(units.get(label, -1) for label in labels) for labels in both))
             for move in self.names
-            if move in self.moves and (channels := _units_of(self.moves[move], units)) is not None
+            if (both := self.moves.get(move)) and not units.keys().isdisjoint(both[0] + both[1])
         ]
         members = {c.module for c in (*consumers, *writers)}
         members |= {p.name.rpartition(".")[0] for p in parameters}
