@@ -228,7 +228,7 @@ def prepared(
         copied = read.network
         n_classes = about("model", lambda: probe(copied, few))
         check_labels(held.labels, held.ids, n_classes, "labels")
-        copied, found = about("model", lambda: cuttable(copied, few[:1]))
+        copied, found = about("model", lambda: cuttable(copied, few[:1], asked.groups))
         checked, tail_macs = about(
             "groups", lambda: choose_groups(copied, found, few, asked.groups, asked.seed)
         )

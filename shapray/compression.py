@@ -3,7 +3,7 @@
 import glob
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def plan(
             f"rank_by: {', '.join(asked.rank_by)}; a ratio of the units by their scores needs none"
         )
     pixels = pixels_of(images)
-    whole, _ = cuttable(scorable(model, pixels).network, pixels[:1])
+    whole, _ = cuttable(scorable(model, pixels).network, pixels[:1], _escaped(n_units))
     chooser = _chooser(asked, n_units, whole, pixels)
     ranking, losses = ranked(chooser, scores.scores, whole, pixels, labels_of(labels, len(pixels)))
     return chooser.choose(ranking, losses, key, share)
@@ -308,7 +308,7 @@ def _in_rounds(
     targets = labels_of(labels, len(pixels))
     found = ranked(first, scores.scores, ready.model, pixels, targets, memory)
     decision = Decision(1, first, *found)
-    names = [glob.escape(name) for name in first.n_units]
+    names = _escaped(first.n_units)
     again = {**scoring, "groups": names, "progress": not console.quiet}
     repairing = {"repair": list(repairs_between(asked))}
     *between, last = sizes_on_the_way(asked)
@@ -339,6 +339,10 @@ def _in_words(repairing: Mapping[str, Any]) -> str:
     return f"repaired by {', '.join(names)}" if names else "not repaired"
 
 
+def _escaped(names: Iterable[str]) -> list[str]:
+    return [glob.escape(name) for name in names]
+
+
 def _check_cut(
     whole: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor
 ) -> tuple[nn.Module, list[Group]]:
@@ -348,7 +352,7 @@ def _check_cut(
         ValueError: one of them cannot be cut.
     """
     about("example", lambda: probe(whole, example))
-    whole, groups = cuttable(whole, example)
+    whole, groups = cuttable(whole, example, _escaped(name for name in cut if cut[name]))
     about("cut", lambda: check_removed(groups, cut))
     found = [group for group in groups if cut.get(group.name)]
     for group in found:

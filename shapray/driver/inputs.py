@@ -74,7 +74,7 @@ def open_inputs(job: Job, store: RunDirectory) -> Inputs:
     images = calibration.load(0, min(CHECK_IMAGES, len(calibration)))
     try:
         n_classes = probe(model, images)
-        model, groups = cuttable(model, images[:1])
+        model, groups = cuttable(model, images[:1], job.score.groups)
     except NetworkError as error:
         raise JobError(f"model.factory: {error}{_mode_hint(error, images)}") from error
     check_labels(calibration.labels, calibration.ids, n_classes, "data.calibration")

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from shapray.engine.network_game import NetworkSplit
 from shapray.engine.trace import fold
 from shapray.errors import NetworkError
-from shapray.network.check import check_group, disagreement
+from shapray.network.check import check_group, check_together, disagreement
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
-from shapray.text import one_line
+from shapray.network.proof import leak
+
+SPLIT_IMAGES = 2  # on which a tail is compared with the network
 
 Progress = Callable[[int, int], None]
 """Told, after each group, how many are done and how many there are."""
@@ -64,20 +66,26 @@ def checked_groups(
     """
     checked, tail_macs = [], {}
     folded = fold(model, images[:1])
+    named = [
+        group for group in groups if any(fnmatchcase(group.name, pattern) for pattern in patterns)
+    ]
+    scorable = [group for group in named if group.reason is None]
+    together = check_together(model, scorable, images, seed) is None
     for n_done, group in enumerate(groups, 1):
-        reason = group.reason
-        if not any(fnmatchcase(group.name, pattern) for pattern in patterns):
-            reason = "not among score.groups"
-        elif reason is None:
-            reason = check_group(model, group, images, seed)
+        reason = group.reason if group in named else "not among score.groups"
+        if reason is None:
+            if together:
+                reason = leak(model, group, images[:1])
+            else:
+                reason = check_group(model, group, images, seed)
         if reason is None:
             try:
                 split = NetworkSplit(folded, group, images[:1])
-                reason = check_split(split, model, images, seed)
+                reason = check_split(split, model, images[:SPLIT_IMAGES], seed)
                 if reason is None:
                     tail_macs[group.name] = split.tail_macs
-            except Exception as error:  # an operation that the tail cannot have; the job goes on
-                reason = f"its tail does not run: {one_line(error)}"
+            except Exception:  # an operation that the tail cannot have; the job goes on
+                reason = "what lies behind it does not run apart from the rest of the network"
         checked.append(replace(group, reason=reason))
         progress(n_done, len(groups))
     return tuple(checked), tail_macs
@@ -101,17 +109,18 @@ def check_split(split: NetworkSplit, model: nn.Module, images: Tensor, seed: int
     coalition[joined] = True
     with torch.inference_mode(), mask_consumers(model, split.group, coalition):
         right = model(images.clone())  # it may change its input
-    for n in sorted({len(images), 1}):  # an image by itself goes another way into the tail
-        alone = game if n == len(images) else split.game(images[:n], None, "neg_kl_divergence")
-        every = torch.arange(n)
-        wanted = torch.zeros(n, len(joined) + 1, dtype=torch.bool)
-        wanted[:, -1] = True
-        found = {
-            "masked": alone.masked_outputs(every, coalition.expand(n, -1)),
-            "multiplied": alone.outputs(every, coalition.expand(n, -1)),
-            "summed": alone.along(every, joined.expand(n, -1), wanted),
-        }
-        for way, outputs in found.items():
-            if difference := disagreement(outputs, right[:n]):
-                return f"the {way} tail and the network {difference}"
+    kept = torch.zeros(len(images), len(joined) + 1, dtype=torch.bool)
+    kept[:, -1] = True
+    every = torch.arange(len(images))
+    orders = joined.expand(len(images), -1)
+    found = {
+        "masked": game.masked_outputs(every, coalition.expand(len(images), -1)),
+        "multiplied": game.outputs(every, coalition.expand(len(images), -1)),
+        "summed": game.along(every, orders, kept),
+        # an image by itself goes another way into the tail
+        "lone image's summed": game.along(every[:1], orders[:1], kept[:1]),
+    }
+    for way, outputs in found.items():
+        if difference := disagreement(outputs, right[: len(outputs)]):
+            return f"the {way} tail and the network {difference}"
     return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shapray.engine.arithmetic import float32_products
-from shapray.engine.split import Split, UnsplittableError, split
+from shapray.engine.split import Split, UnsplittableError, multiply_adds, split
 from shapray.engine.sums import SummedGame, table_bytes
 from shapray.engine.tail import Tail, has_convolution, largest_batch
 from shapray.network.consumers import active_units, mask_consumers, units_read
@@ -84,8 +84,11 @@ class NetworkSplit:
         if self.parts is not None:
             self.masked_tail = self._tail(self.masked)
             self.summed_tail = None if self.summed is None else self._tail(self.summed)
-        with torch.inference_mode():
-            self.n_outputs = folded(example.to(self.device, copy=True)).shape[1]
+        if self.parts is not None:
+            self.n_outputs = self.parts.n_outputs
+        else:
+            with torch.inference_mode():
+                self.n_outputs = folded(example.to(self.device, copy=True)).shape[1]
         self.side_bytes = self._side_bytes(example)
 
     def images_at_once(self, n_permutations: int) -> int:
@@ -102,10 +105,8 @@ class NetworkSplit:
         """Bytes of what is cached of one image, in both precisions."""
         if self.parts is None:
             return 4 * example.numel()
-        with torch.inference_mode():
-            sides = self.parts.head(example.to(self.device))
         n_bytes = 4 if self.dtype == torch.float32 else 6
-        return max(1, n_bytes * sum(side.numel() for side in sides))
+        return max(1, n_bytes * self.parts.side_numbers)
 
     def _in_precision(self, tail: fx.GraphModule) -> fx.GraphModule:
         """A copy of a tail in the split's precision; what comes in must have it already."""
@@ -329,14 +330,8 @@ def _channels_last(tensor: Tensor) -> Tensor:
 def _macs(parts: Split | None, network: nn.Module, example: Tensor) -> tuple[int, int]:
     """Multiply-adds of the head for an image, and of the tail, consumers included, for a coalition
     of it."""
-    with torch.inference_mode():
-        if parts is None:
-            with MultiplyAdds() as counted:
-                network(example.clone())
-            return 0, counted.total
-        with MultiplyAdds() as head:
-            sides = parts.head(example)
-        masks = [torch.ones(1, *units.shape, device=example.device) for units in parts.masks]
-        with MultiplyAdds() as tail:
-            parts.masked(*sides, *masks)
-    return head.total, tail.total
+    if parts is not None:
+        return multiply_adds(parts.head), multiply_adds(parts.masked)
+    with torch.inference_mode(), MultiplyAdds() as counted:
+        network(example.clone())
+    return 0, counted.total

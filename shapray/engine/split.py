@@ -8,6 +8,7 @@ output of a coalition is a sum of one contribution per unit and no consumer runs
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from shapray.network.channel_dimension import channel_dimension
 from shapray.network.group import Channels, Group
+from shapray.network.multiply_adds import MultiplyAdds
 from shapray.network.statistics import KeptNorm
 
 TRACE_IMAGES = 3  # batch size while tracing shapes; tells per-image tensors from others
@@ -54,6 +56,8 @@ class Split:
 
     Attributes:
         head: images -> the sides, a tuple of tensors per image.
+        n_outputs: of the network.
+        side_numbers: that are cached of one image.
         masked: (sides per row, a mask per consumer and norm over channels) -> outputs.
         masks: per call of a consumer or of a norm over channels, the unit of each of its input
             channels, -1 for none: int64, shaped to broadcast with the input after the batch
@@ -66,6 +70,8 @@ class Split:
     """
 
     head: fx.GraphModule
+    n_outputs: int
+    side_numbers: int
     masked: fx.GraphModule
     masks: tuple[Tensor, ...]
     entries: tuple[Entry, ...]
@@ -73,6 +79,36 @@ class Split:
     summed_sides: tuple[int, ...]
     sources: tuple[int | None, ...]
     bytes_per_row: int
+
+
+class _Measure(ShapeProp):
+    """Writes down the shape of every node's value, and the multiply-adds that it takes."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        with MultiplyAdds() as counted:
+            value = super().run_node(n)
+        n.meta["macs"] = counted.total // TRACE_IMAGES
+        return value
+
+
+def _measure(folded: fx.GraphModule, example: Tensor) -> None:
+    """Once for all groups: what is written down stays with the network's nodes."""
+    shape = (TRACE_IMAGES, *example.shape[1:])
+    if folded.meta.get("measured") == shape:
+        return
+    with torch.inference_mode():
+        _Measure(folded).propagate(example.expand(shape))
+    folded.meta["measured"] = shape
+
+
+def multiply_adds(part: fx.GraphModule) -> int:
+    """Of a part of a measured network, for one image."""
+    return sum(node.meta.get("macs", 0) for node in part.graph.nodes if node.op.startswith("call_"))
+
+
+def numbers(nodes: Iterable[fx.Node]) -> int:
+    """That the values of a measured network's nodes have for one image."""
+    return sum(node.meta["tensor_meta"].shape.numel() // TRACE_IMAGES for node in nodes)
 
 
 def _is_per_image(node: fx.Node, of_images: set[fx.Node]) -> bool:
@@ -93,8 +129,7 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
     Raises:
         UnsplittableError: see there.
     """
-    with torch.inference_mode():
-        ShapeProp(folded).propagate(example.expand(TRACE_IMAGES, *example.shape[1:]))
+    _measure(folded, example)
     nodes = list(folded.graph.nodes)
     output = nodes[-1].args[0]
     assert isinstance(output, fx.Node), "the network returns one tensor"
@@ -144,6 +179,8 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
     sources = tuple(sides.index(c.args[0]) if c.args[0] in sides else None for c in calls)
     return Split(
         head=_subgraph(folded, [placeholder], tuple(sides)),
+        n_outputs=output.meta["tensor_meta"].shape[1],
+        side_numbers=numbers(sides),
         masked=masked,
         masks=tuple(_mask(folded, call, by_module[str(call.target)]) for call in calls),
         entries=entries,
@@ -207,7 +244,7 @@ def _mask_readers(
             continue
         with graph.inserting_before(call):
             product = graph.call_function(torch.mul, (call.args[0], mask))
-            product.meta = dict(call.args[0].meta)
+            product.meta = dict(call.args[0].meta) | {"macs": 0}
         call.replace_input_with(call.args[0], product)
     masked.recompile()
 

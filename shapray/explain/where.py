@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.func import functional_call
 
-from shapray.network.consumers import Reader, intercept
+from shapray.network.consumers import Reader, intercept, weigh
 from shapray.network.group import Channels, Group
 
 STEPS = 8  # the maps of a ResNet-20 then sum to within 5 % of what the cut changes, mostly 1 or 2
@@ -113,8 +113,13 @@ def _opened(model: nn.Module, group: Group, unit: int, opening: Tensor) -> Itera
 
         return scale
 
+    def weigher(norm: Channels) -> Reader:
+        scale = opener(norm)
+        return lambda read, channel: scale(torch.ones_like(read), channel)
+
     readers = [(c, opener(c)) for c in group.consumers if unit in c.unit_of_channel]
-    with intercept(model, readers):
+    norms = [(n, weigher(n)) for n in group.statistics if unit in n.unit_of_channel]
+    with intercept(model, readers), weigh(model, norms):
         yield gates
 
 

@@ -1,6 +1,5 @@
 """What a group's consumers read: masked, and where it is zero."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +47,36 @@ def intercept(model: nn.Module, readers: Iterable[tuple[Channels, Reader]]) -> I
 
 
 @contextmanager
+def weigh(model: nn.Module, norms: Iterable[tuple[Channels, Reader]]) -> Iterator[None]:
+    """Within the context, statistics over channels give each the weight that their readers say for
+    what they read (see `statistics.KeptNorm`); one with several has the product of the weights."""
+    weights: dict[str, list[Reader]] = {}
+    for norm, reader in norms:
+        weights.setdefault(norm.module, []).append(reader)
+
+    def hook(readers: list[Reader]) -> Any:
+        def norm_again(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
+            (read,) = args
+            channel = channel_dimension(module, read.shape)
+            weight = torch.ones((), device=read.device)
+            for reader in readers:
+                weight = weight * reader(read, channel)
+            return KeptNorm(module)(read, weight)
+
+        return norm_again
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(hook(readers))
+        for name, readers in weights.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterator[None]:
     """Within the context, every consumer of the group reads zeros for units out of the coalition,
     and norms over channels take the others alone.
@@ -70,23 +99,14 @@ def mask_consumers(model: nn.Module, group: Group, coalition: Tensor) -> Iterato
 
         return zero
 
-    def normed_without(norm: Channels) -> Any:
+    def without(norm: Channels) -> Reader:
         unit = torch.tensor(norm.unit_of_channel, device=rows.device)
         kept = (unit < 0) | rows[:, unit.clamp(min=0)]  # (1 or n_images, n_channels)
+        return lambda read, channel: along(kept, channel, read.ndim).to(read.device)
 
-        def norm_again(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
-            (read,) = args
-            channel = channel_dimension(module, read.shape)
-            return KeptNorm(module)(read, along(kept, channel, read.ndim).to(read.device))
-
-        return norm_again
-
-    with contextlib.ExitStack() as stack:
-        for norm in group.statistics:
-            module = model.get_submodule(norm.module)
-            stack.callback(module.register_forward_hook(normed_without(norm)).remove)
-        consumers = [(consumer, zeroing(consumer)) for consumer in group.consumers]
-        stack.enter_context(intercept(model, consumers))
+    consumers = [(consumer, zeroing(consumer)) for consumer in group.consumers]
+    norms = [(norm, without(norm)) for norm in group.statistics]
+    with intercept(model, consumers), weigh(model, norms):
         yield
 
 

@@ -1,21 +1,21 @@
 """The form in which a network can be cut: itself, or its program."""
 
-import contextlib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 
-from shapray.network.check import disagreement
-from shapray.network.consumers import mask_consumers
+from shapray.network.check import check_together
 from shapray.network.find import find_groups, is_mixed
 from shapray.network.group import Group
 from shapray.network.moved import Moved
 from shapray.network.program import program
 from shapray.network.reduced import Reduced
-from shapray.network.surgery import prune_model
 
 
-def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]:
+def cuttable(
+    model: nn.Module, example: Tensor, patterns: Sequence[str] = ("*",)
+) -> tuple[nn.Module, list[Group]]:
     """A network that computes the same and can be cut, and its groups.
 
     That is the network itself wherever units can be taken from all of its groups at once. Where its
@@ -25,18 +25,20 @@ def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]
     Args:
         model: in eval mode.
         example: (1, C, H, W), on the model's device.
+        patterns: glob patterns over the names of the groups that are to be cut.
     Raises:
         NetworkError: see `find_groups`.
     """
     groups = find_groups(model, example)
-    fits = _can_be_cut(model, groups, example)
-    if fits and not any(is_mixed(group) for group in groups):
+    wanted = _named(groups, patterns)
+    fits = _can_be_cut(model, wanted, example)
+    if fits and not any(is_mixed(group) for group in wanted):
         return model, groups
     traced = program(model, example)
     if traced is None or not is_program(traced):
         return model, groups
     found = find_groups(traced, example)
-    if fits and _n_scorable(found) <= _n_scorable(groups):
+    if fits and _n_scorable(_named(found, patterns)) <= _n_scorable(wanted):
         return model, groups
     return traced, found
 
@@ -44,6 +46,10 @@ def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]
 def is_program(network: nn.Module) -> bool:
     """Whether a network is a program with steps in place of what its class does with channels."""
     return any(isinstance(module, Moved | Reduced) for module in network.modules())
+
+
+def _named(groups: list[Group], patterns: Sequence[str]) -> list[Group]:
+    return [g for g in groups if any(fnmatchcase(g.name, pattern) for pattern in patterns)]
 
 
 def _n_scorable(groups: list[Group]) -> int:
@@ -64,20 +70,5 @@ def as_program(model: nn.Module, example: Tensor) -> nn.Module:
 
 def _can_be_cut(model: nn.Module, groups: list[Group], example: Tensor) -> bool:
     """Whether the network without some units of every group is what it is with them masked."""
-    random = torch.Generator().manual_seed(0)
-    removed = {}
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for group in groups:
-            if group.reason is None:
-                order = torch.randperm(group.n_units, generator=random).tolist()
-                removed[group.name] = order[: max(1, group.n_units // 3)]
-                stays = torch.ones(group.n_units, dtype=torch.bool)
-                stays[removed[group.name]] = False
-                stack.enter_context(mask_consumers(model, group, stays))
-        masked = model(example.clone())
-    with torch.no_grad():
-        try:
-            pruned = prune_model(model, groups, removed)(example.clone())
-        except Exception:  # of the user's forward, whose sizes no longer fit
-            return False
-    return pruned.shape == masked.shape and disagreement(pruned, masked) is None
+    scorable = [group for group in groups if group.reason is None]
+    return check_together(model, scorable, example, seed=0) is None

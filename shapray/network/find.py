@@ -8,7 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from shapray.errors import NetworkError
 from shapray.network.coupling import MIXED
-from shapray.network.group import Channels, Group, Parameter
+from shapray.network.group import Channels, Group, Move, Parameter
 from shapray.network.tracker import Tracked, track
 from shapray.text import one_line
 
@@ -61,7 +61,10 @@ class _Finder:
         self.inputs = {n: classes.found(i).tolist() for n, i in tracked.inputs.items()}
         self.norms = {n: classes.found(c).tolist() for n, c in tracked.norms.items()}
         self.statistics = {n: classes.found(c).tolist() for n, c in tracked.statistics.items()}
-        self.moves = {n: classes.found(c).tolist() for n, c in tracked.moves.items()}
+        self.moves = {
+            name: [classes.found(part).tolist() for part in both]
+            for name, both in tracked.moves.items()
+        }
         self.of_network = {classes.find(label) for label in tracked.of_network}
         self.misfits: dict[int, str] = {}  # class -> a parameter that cannot be cut
         self.parameters = dict(self._parameters())
@@ -95,9 +98,13 @@ class _Finder:
             if self._passes_on(name):
                 own = [label for label in own if label not in group_of]
             united: dict[int, int] = {}
+            taken: dict[int, dict[int, int]] = {}  # by identity: a layer's units have one group
             for label in own:
-                for member in group_of.get(label, {label: 0}):
-                    united.setdefault(member, len(united))
+                group = group_of.get(label, {label: 0})
+                if id(group) not in taken:
+                    taken[id(group)] = group
+                    for member in group:
+                        united.setdefault(member, len(united))
             group_of.update(dict.fromkeys(united, united))
         return group_of
 
@@ -129,9 +136,9 @@ class _Finder:
             and (channels := _units_of(self.statistics[norm], units)) is not None
         ]
         moves = [
-            Channels(move, channels)
+            Move(move, *(tuple(units.get(label, -1) for label in labels) for labels in both))
             for move in self.names
-            if move in self.moves and (channels := _units_of(self.moves[move], units)) is not None
+            if (both := self.moves.get(move)) and not units.keys().isdisjoint(both[0] + both[1])
         ]
         members = {c.module for c in (*consumers, *writers)}
         members |= {p.name.rpartition(".")[0] for p in parameters}

@@ -150,16 +150,20 @@ class _Follower(fx.Interpreter):
         self.tensors.put(value, torch.arange(start, start + n).float().view(shape))
 
     def _look(self, node: fx.Node, value: Tensor, labels: Tensor) -> None:
-        number = torch.bucketize(labels.amax(), torch.tensor(self.starts), right=True).item() - 1
-        source, shape, dim = self.sources[int(number)]
-        if value.ndim != len(shape) or any(
-            value.shape[d] != shape[d] for d in range(value.ndim) if d != dim
-        ):
+        number = int(torch.bucketize(labels.amax(), torch.tensor(self.starts), right=True)) - 1
+        source, shape, dim = self.sources[number]
+        if value.ndim != len(shape):
             return
         along = labels.movedim(dim, 0).flatten(1)
-        index = along[:, 0].long() - self.starts[int(number)]
-        if (along != along[:, :1]).any() or index.min() < 0:
+        if (along != along[:, :1]).any():
             return
+        if any(value.shape[d] != shape[d] for d in range(value.ndim) if d != dim):
+            self._begin(node, value, dim)  # fewer positions, say: a source for what follows
+            return
+        index = along[:, 0].long() - self.starts[number]
+        index = index.where(along[:, 0] > 0, -1)  # what is padded
+        if index.min() < -1:
+            return  # of several sources
         if not torch.equal(index, torch.arange(shape[dim])):
             self.found.append(_Step(node, source, Moved(index, dim, shape[dim])))
 

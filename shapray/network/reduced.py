@@ -25,13 +25,21 @@ class Reduced(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return KINDS[self.kind](x, self.dims, keepdim=self.keepdim)  # type: ignore[operator]
 
-    def of_kept(self, x: Tensor, stays: Tensor) -> Tensor:
-        """The same of those entries that stay: bool, in the shape of `x`; 0 if none does."""
-        n = stays.sum(self.dims, keepdim=self.keepdim)
-        left = x.masked_fill(~stays, _NEUTRAL.get(self.kind, 0.0))
-        if self.kind == "mean":
-            return left.sum(self.dims, keepdim=self.keepdim) / n.clamp(min=1).to(x.dtype)
-        return self.forward(left).masked_fill(n == 0, 0.0)
+    def of_kept(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same of those entries whose weight is not 0; 0 if there is none.
+
+        Args:
+            weight: in the shape of `x`, from 0 to 1; of an extreme all that is not 0 counts alike.
+        """
+        gone = weight == 0
+        left = x.masked_fill(gone, _NEUTRAL.get(self.kind, 0.0))
+        if self.kind in _NEUTRAL:
+            return self.forward(left).masked_fill(gone.all(self.dims, self.keepdim), 0.0)
+        total = (left * weight).sum(self.dims, keepdim=self.keepdim)
+        if self.kind == "sum":
+            return total
+        n = weight.sum(self.dims, keepdim=self.keepdim)
+        return total / n.masked_fill(n == 0, 1.0)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, dims={self.dims}"

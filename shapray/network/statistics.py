@@ -39,18 +39,21 @@ class KeptNorm(nn.Module):
 
         Args:
             x: as the norm takes it.
-            kept: 1 for a channel that counts, else 0; to be broadcast to `x`, with the batch's
-                dimension and those of space, if any, being 1 or of `x`.
+            kept: 1 for a channel that counts, 0 for one that does not, in between for what counts
+                in part; to be broadcast to `x`.
         """
         channel = channel_dimension(self.norm, x.shape)
-        stays = (kept != 0).expand(x.shape)
+        weight = kept.to(x.dtype).expand(x.shape)
         if isinstance(self.norm, Reduced):
-            return self.norm.of_kept(x, stays)
+            return self.norm.of_kept(x, weight)
         dims = [channel] if isinstance(self.norm, nn.LayerNorm) else list(range(1, x.ndim))
-        n = stays.sum(dims, keepdim=True).clamp(min=1).to(x.dtype)  # of none nothing is read
-        mean = x.masked_fill(~stays, 0.0).sum(dims, keepdim=True) / n
+        gone = weight == 0  # not a product: 0 * inf would be nan
+        n = weight.sum(dims, keepdim=True)
+        n = n.masked_fill(n == 0, 1.0)  # of none nothing is read
+        mean = (x.masked_fill(gone, 0.0) * weight).sum(dims, keepdim=True) / n
         centred = x - mean
-        spread = centred.masked_fill(~stays, 0.0).square().sum(dims, keepdim=True) / n
+        squares = centred.masked_fill(gone, 0.0).square() * weight
+        spread = squares.sum(dims, keepdim=True) / n
         normed = centred * (spread + self.norm.eps).rsqrt()
         shape = [-1 if d == channel else 1 for d in range(x.ndim)]
         if self.norm.weight is not None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from shapray.config import Score, prune
 from shapray.network.consumers import mask_consumers
-from shapray.network.group import Group
+from shapray.network.group import Channels, Group
 from shapray.pruning.criteria import CRITERIA, criterion
 from shapray.pruning.criteria.gates import Gate, gated
 from shapray.pruning.criteria.inputs import AsScored
@@ -208,7 +208,9 @@ def test_taylor_is_activation_times_gradient_summed_over_positions_and_consumers
 
 def test_jacobian_has_a_gate_for_every_layer_of_the_group():
     model, group = stream()
-    writers = [Gate(4, writers=(name,)) for name in ("stem", "bn", "back", "bn2")]
+    units = tuple(range(4))
+    names = ("stem", "bn", "back", "bn2")
+    writers = [Gate(4, writers=(Channels(name, units),)) for name in names]
     readers = [Gate(4, readers=(consumer,)) for consumer in group.consumers]
     expected = sum(gate_jacobian(model, gate).square().mean(0) for gate in writers + readers)
     found = criterion("jacobian", model, [group], images(), LABELS, batch=2)["stem"]

@@ -10,8 +10,8 @@ from slow_fit import fitted, read_and_put_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapray.network.group import Group
-from shapray.network.silence import read_channels
+from shapray.network.group import CONSUMERS, Group
+from shapray.network.index_maps import channels_left
 from shapray.pruning.repair.curves import counts, loss_curves
 from shapray.pruning.repair.least_squares import least_squares
 
@@ -44,7 +44,7 @@ def kl(found: nn.Module, model: nn.Module, x: Tensor) -> float:
 def slowly(model: nn.Module, group: Group, units: list[int], x: Tensor) -> nn.Module:
     """Only the consumers refitted, to their own outputs, one hook and one plain fit each."""
     network = copy.deepcopy(model)
-    for name, stay in read_channels([group], {group.name: units}).items():
+    for name, stay in channels_left([group], {group.name: units}, CONSUMERS).items():
         layer = model.get_submodule(name)
         read, outputs = read_and_put_out(model, layer, x)
         has_norm = name == "left"

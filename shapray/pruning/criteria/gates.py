@@ -16,18 +16,20 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.func import functional_call
 
 from shapray.network.channel_dimension import channel_dimension
-from shapray.network.consumers import Reader, along, intercept
+from shapray.network.consumers import Reader, along, intercept, weigh
 from shapray.network.group import Channels
 from shapray.pruning.criteria.inputs import Inputs
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A factor for each of `n_units`: on what `readers` read, on what `writers` put out."""
+    """A factor for each of `n_units`: on what `readers` read, on what `writers` put out, on what
+    they count in `norms` over channels."""
 
     n_units: int
     readers: tuple[Channels, ...] = ()
     writers: tuple[Channels, ...] = ()
+    norms: tuple[Channels, ...] = ()
 
 
 def loss_slopes(inputs: Inputs, gates: Sequence[Gate]) -> Iterator[list[Tensor]]:
@@ -75,6 +77,8 @@ def gated(model: nn.Module, factors: Sequence[tuple[Gate, Tensor]]) -> Iterator[
     with ExitStack() as stack:
         readers = [(c, _scaling(c, factor)) for gate, factor in factors for c in gate.readers]
         stack.enter_context(intercept(model, readers))
+        norms = [(n, _weighing(n, factor)) for gate, factor in factors for n in gate.norms]
+        stack.enter_context(weigh(model, norms))
         for gate, factor in factors:
             for writer in gate.writers:
                 module = model.get_submodule(writer.module)
@@ -91,6 +95,11 @@ def _scaling(channels: Channels, factor: Tensor) -> Reader:
         return read * along(of_channel, channel, read.ndim)
 
     return scale
+
+
+def _weighing(norm: Channels, factor: Tensor) -> Reader:
+    scaled = _scaling(norm, factor)
+    return lambda read, channel: scaled(torch.ones_like(read), channel)
 
 
 def _scaling_output(scaled: Reader) -> Any:

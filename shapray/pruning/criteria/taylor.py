@@ -42,7 +42,10 @@ def obd(inputs: Inputs) -> dict[str, np.ndarray]:
 
 def _means(inputs: Inputs, term: Callable[[Tensor], Tensor]) -> dict[str, np.ndarray]:
     totals = [np.zeros(group.n_units) for group in inputs.groups]
-    gates = [Gate(group.n_units, readers=group.consumers) for group in inputs.groups]
+    gates = [
+        Gate(group.n_units, readers=group.consumers, norms=group.statistics)
+        for group in inputs.groups
+    ]
     for slopes in loss_slopes(inputs, gates):
         for place, slope in enumerate(slopes):
             totals[place] += term(slope).sum(0).numpy()
