@@ -56,5 +56,5 @@ def test_a_group_whose_tail_does_not_run_is_listed_and_the_others_are_scored(tmp
     planned = plan(open_inputs(job, RunDirectory(job.output)))
     reasons = {group.name: group.reason for group in planned.groups}
     assert reasons["a"] is not None
-    assert reasons["a"].startswith("its tail does not run: ")
+    assert reasons["a"].startswith("what lies behind it does not run")
     assert reasons["first"] is None
