@@ -29,8 +29,11 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     try:
-        folded = fuse(traced(model), no_trace=True)
+        whole = traced(model, example)
+        norms = _norms(whole)
+        folded = fuse(whole, no_trace=True)
         assert isinstance(folded, fx.GraphModule)
+        folded.meta["norms"] = norms
         _erase_unread(folded)
         _make_out_of_place(folded)
         folded = folded.to(memory_format=torch.channels_last).eval()
@@ -46,6 +49,27 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
         )
         return model
     return folded
+
+
+def norms_folded_into(folded: fx.GraphModule) -> dict[str, str]:
+    """Layer -> the BatchNorm that `fold` has made a part of it."""
+    still_there = {str(node.target) for node in folded.graph.nodes if node.op == "call_module"}
+    norms: dict[str, str] = folded.meta.get("norms", {})
+    return {layer: norm for layer, norm in norms.items() if norm not in still_there}
+
+
+def _norms(whole: fx.GraphModule) -> dict[str, str]:
+    """Layer -> the BatchNorm that reads it."""
+    found = {}
+    for node in whole.graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if (
+            isinstance(source, fx.Node)
+            and source.op == "call_module"
+            and isinstance(whole.get_submodule(str(node.target)), nn.BatchNorm2d | nn.BatchNorm1d)
+        ):
+            found[str(source.target)] = str(node.target)
+    return found
 
 
 def _erase_unread(module: fx.GraphModule) -> None:

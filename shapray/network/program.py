@@ -9,10 +9,12 @@ means over channels, `Reduced`, which a mask has to tell which channels count.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,12 +32,53 @@ TOLERANCE = 1e-5  # of the largest output, between a network and its program
 
 
 class LayerTracer(fx.Tracer):
-    """Traces down to layers, those of classes derived from PyTorch's among them."""
+    """Traces down to layers, those of classes derived from PyTorch's among them. What a forward
+    asks of sizes before it goes on (are these the channels it was made for?) is answered with an
+    example; what it asks of the numbers is not, they are another image's next time.
+
+    Args:
+        example: one image, (1, C, H, W).
+    """
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()
+        self.example = example
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if not _is_of_sizes(obj.node):
+            return super().to_bool(obj)
+        return bool(self._answer(obj.node))
+
+    def _answer(self, node: fx.Node) -> Any:
+        """What a node is for the example."""
+        if node.op == "placeholder":
+            return self.example
+        if node.op == "get_attr":
+            return attrgetter(str(node.target))(self.root)
+        args, kwargs = map_arg((node.args, node.kwargs), self._answer)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "call_module":
+            assert isinstance(self.root, nn.Module)
+            with torch.no_grad():
+                return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (*LAYERS, Moved, Reduced, KeptNorm)) or super().is_leaf_module(
             m, module_qualified_name
         )
+
+
+def _is_of_sizes(node: fx.Node) -> bool:
+    """Whether all that a node knows of the image is sizes."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    if node.op == "call_method" and node.target in ("size", "dim"):
+        return True
+    sources = node.all_input_nodes
+    return node.op == "call_function" and bool(sources) and all(map(_is_of_sizes, sources))
 
 
 def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
@@ -49,7 +92,7 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
         None if it cannot be traced, or the program would not compute the same.
     """
     try:
-        found = traced(copy.deepcopy(model))
+        found = traced(copy.deepcopy(model), example)
         for step in _steps(found, example):
             _replace(found, step)
         found.graph.eliminate_dead_code()
@@ -73,9 +116,9 @@ def _names(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_modules(remove_duplicate=False)}
 
 
-def traced(model: nn.Module) -> fx.GraphModule:
+def traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """A network as torch.fx traces it, down to its layers; it shares them."""
-    return fx.GraphModule(model, LayerTracer().trace(model), type(model).__name__)
+    return fx.GraphModule(model, LayerTracer(example).trace(model), type(model).__name__)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from shapray.network.program import traced
+from shapray.engine.trace import norms_folded_into
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (torch.relu, nn.functional.relu)
@@ -47,7 +47,7 @@ def find_sites(
         the sites; and the layers that are none, with the reason.
     """
     starts = set(starts)
-    norms = _norms(network, folded)
+    norms = {} if network is folded else norms_folded_into(folded)
     layers = {n: m for n, m in folded.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     calls = [n for n in folded.graph.nodes if n.op == "call_module" and n.target in layers]
     times = Counter(str(call.target) for call in calls)
@@ -93,20 +93,3 @@ def _is_relu(folded: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(folded.get_submodule(str(node.target)), nn.ReLU)
     return node.target in _RELUS or (node.op == "call_method" and node.target == "relu")
-
-
-def _norms(network: nn.Module, folded: fx.GraphModule) -> dict[str, str]:
-    """Layer -> the BatchNorm that is folded into it."""
-    modules = dict(network.named_modules())
-    still_there = {str(node.target) for node in folded.graph.nodes if node.op == "call_module"}
-    found = {}
-    for node in traced(network).graph.nodes:
-        source = node.args[0] if node.op == "call_module" and node.args else None
-        if (
-            isinstance(modules.get(str(node.target)), nn.BatchNorm2d | nn.BatchNorm1d)
-            and str(node.target) not in still_there
-            and isinstance(source, fx.Node)
-            and source.op == "call_module"
-        ):
-            found[str(source.target)] = str(node.target)
-    return found
