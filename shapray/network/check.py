@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from shapray.network.at_work import at_work
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
+from shapray.network.index_maps import removable
 from shapray.network.proof import leak
 from shapray.network.surgery import prune_model
 
@@ -25,6 +26,7 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
     assert group.reason is None, (group.name, group.reason)
     assert not model.training
     order = torch.randperm(group.n_units, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = removable(group, order)
     for units in (order[:1], order[: group.n_units // 2]):
         coalition = torch.ones(group.n_units, dtype=torch.bool)
         coalition[units] = False

@@ -9,10 +9,11 @@ from shapray.network.check import disagreement
 from shapray.network.consumers import mask_consumers
 from shapray.network.find import find_groups, is_mixed
 from shapray.network.group import Group
-from shapray.network.moved import Moved
-from shapray.network.program import program
-from shapray.network.reduced import Reduced
+from shapray.network.index_maps import removable
+from shapray.network.program import is_program, program
 from shapray.network.surgery import prune_model
+
+TRIES = 3  # cuts of all groups, each of other units
 
 
 def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]:
@@ -41,11 +42,6 @@ def cuttable(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Group]]
     return traced, found
 
 
-def is_program(network: nn.Module) -> bool:
-    """Whether a network is a program with steps in place of what its class does with channels."""
-    return any(isinstance(module, Moved | Reduced) for module in network.modules())
-
-
 def _n_scorable(groups: list[Group]) -> int:
     return sum(group.n_units for group in groups if group.reason is None)
 
@@ -63,14 +59,30 @@ def as_program(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _can_be_cut(model: nn.Module, groups: list[Group], example: Tensor) -> bool:
-    """Whether the network without some units of every group is what it is with them masked."""
+    """Whether the network without some units of every group is what it is with them masked: every
+    unit goes once, as a forward that is written for all channels may by luck be right without
+    some."""
     random = torch.Generator().manual_seed(0)
-    removed = {}
+    thirds = {
+        group.name: [
+            removable(group, units.tolist())
+            for units in torch.randperm(group.n_units, generator=random).tensor_split(TRIES)
+        ]
+        for group in groups
+        if group.reason is None
+    }
+    return all(
+        _agrees_without(model, groups, {n: t[i] for n, t in thirds.items()}, example)
+        for i in range(TRIES)
+    )
+
+
+def _agrees_without(
+    model: nn.Module, groups: list[Group], removed: dict[str, list[int]], example: Tensor
+) -> bool:
     with contextlib.ExitStack() as stack, torch.no_grad():
         for group in groups:
-            if group.reason is None:
-                order = torch.randperm(group.n_units, generator=random).tolist()
-                removed[group.name] = order[: max(1, group.n_units // 3)]
+            if group.name in removed:
                 stays = torch.ones(group.n_units, dtype=torch.bool)
                 stays[removed[group.name]] = False
                 stack.enter_context(mask_consumers(model, group, stays))

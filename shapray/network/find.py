@@ -76,21 +76,23 @@ class _Finder:
         return found
 
     def _sharing(self) -> dict[int, dict[int, int]]:
-        """Class -> the units of its group: class -> number, in the order in which layers put them
-        out. Classes of one layer are in one group. A convolution in groups passes on what it reads,
-        which may be of several groups; only what is nobody else's makes one."""
-        group_of: dict[int, dict[int, int]] = {}
+        """Class -> the units of its group: class -> number, in the order in which layers have them,
+        by ``named_modules``. Classes of one layer are in one group. A convolution in groups passes
+        on what it reads, which may be of several groups; only what is nobody else's makes one."""
+        group_of: dict[int, set[int]] = {}
         called = [name for name in self.names if name in self.outputs]
         for name in sorted(called, key=self._passes_on):
             own = self.outputs[name]
             if self._passes_on(name):
                 own = [label for label in own if label not in group_of]
-            united: dict[int, int] = {}
-            for label in own:
-                for member in group_of.get(label, {label: 0}):
-                    united.setdefault(member, len(united))
+            united = set(own).union(*(group_of[label] for label in own if label in group_of))
             group_of.update(dict.fromkeys(united, united))
-        return group_of
+        numbered: dict[int, dict[int, int]] = {}
+        for name in called:
+            for label in self.outputs[name]:
+                units = numbered.setdefault(id(group_of[label]), {})
+                units.setdefault(label, len(units))
+        return {label: numbered[id(united)] for label, united in group_of.items()}
 
     def _passes_on(self, name: str) -> bool:
         return getattr(self.model.get_submodule(name), "groups", 1) > 1

@@ -114,6 +114,7 @@ def _entry_by_entry(call: Call) -> list[Tensor]:
 MOVES = (
     "_to_copy",
     "clone",
+    "constant_pad_nd",
     "contiguous",
     "flip",
     "gather",
@@ -124,14 +125,14 @@ MOVES = (
     "repeat",
     "roll",
 )
-"""Operations on one tensor whose results are entries of it."""
+"""Operations on one tensor whose results are entries of it, and zeros."""
 
 
 def moved_labels(
     operation: Any, arguments: Mapping[str, Any], labels_of: Callable[[Tensor], Tensor]
 ) -> list[Tensor] | None:
     """Labels of what an operation moves, in its results' shapes; None if it is none of `MOVES`."""
-    if operation_name(operation) not in MOVES:
+    if operation_name(operation) not in MOVES or arguments.get("value"):
         return None
     call = Call(operation, arguments, (), "", labels_of, Coupling())
     return _moved(call)
