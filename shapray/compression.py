@@ -26,11 +26,12 @@ from shapray.driver.console import PlainConsole
 from shapray.inputs.model import made_plain
 from shapray.inputs.outputs import own
 from shapray.network.check import check_group
-from shapray.network.cuttable import as_program, cuttable, is_program
+from shapray.network.cuttable import as_program, cuttable
 from shapray.network.find import find_groups
 from shapray.network.group import Group
 from shapray.network.index_maps import check_removed
 from shapray.network.probe import probe
+from shapray.network.program import is_program
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
 from shapray.pruning.compressed import Compressed, compressed

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from shapray.network.at_work import at_work
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
+from shapray.network.index_maps import removable
 from shapray.network.proof import leak
 from shapray.network.surgery import prune_model
 
@@ -60,10 +61,11 @@ def check_together(
     random = torch.Generator().manual_seed(seed)
     for share in (0.0, 0.25, 0.5):
         removed = [
-            (group, torch.randperm(group.n_units, generator=random)[: _n_gone(group, share)])
+            (group, removable(group, torch.randperm(group.n_units, generator=random).tolist()))
             for group in groups
         ]
-        found = agree(model, [(group, units.tolist()) for group, units in removed], images)
+        removed = [(group, units[: _n_gone(group, share)]) for group, units in removed]
+        found = agree(model, removed, images)
         if found is not None:
             return found
     return None
@@ -86,6 +88,7 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
     assert group.reason is None, (group.name, group.reason)
     assert not model.training
     order = torch.randperm(group.n_units, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = removable(group, order)
     for units in (order[:1], order[: group.n_units // 2]):
         if found := agree(model, [(group, units)], images):
             return found

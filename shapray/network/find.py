@@ -8,7 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from shapray.errors import NetworkError
 from shapray.network.coupling import MIXED
-from shapray.network.group import Channels, Group, Move, Parameter
+from shapray.network.group import Channels, Group, Parameter
 from shapray.network.tracker import Tracked, track
 from shapray.text import one_line
 
@@ -61,10 +61,7 @@ class _Finder:
         self.inputs = {n: classes.found(i).tolist() for n, i in tracked.inputs.items()}
         self.norms = {n: classes.found(c).tolist() for n, c in tracked.norms.items()}
         self.statistics = {n: classes.found(c).tolist() for n, c in tracked.statistics.items()}
-        self.moves = {
-            name: [classes.found(part).tolist() for part in both]
-            for name, both in tracked.moves.items()
-        }
+        self.moves = {n: classes.found(c).tolist() for n, c in tracked.moves.items()}
         self.of_network = {classes.find(label) for label in tracked.of_network}
         self.misfits: dict[int, str] = {}  # class -> a parameter that cannot be cut
         self.parameters = dict(self._parameters())
@@ -88,25 +85,25 @@ class _Finder:
         return found
 
     def _sharing(self) -> dict[int, dict[int, int]]:
-        """Class -> the units of its group: class -> number, in the order in which layers put them
-        out. Classes of one layer are in one group. A convolution in groups passes on what it reads,
-        which may be of several groups; only what is nobody else's makes one."""
-        group_of: dict[int, dict[int, int]] = {}
+        """Class -> the units of its group: class -> number, in the order in which layers have them,
+        by ``named_modules``. Classes of one layer are in one group. A convolution in groups passes
+        on what it reads, which may be of several groups; only what is nobody else's makes one."""
+        group_of: dict[int, set[int]] = {}
         called = [name for name in self.names if name in self.outputs]
         for name in sorted(called, key=self._passes_on):
             own = self.outputs[name]
             if self._passes_on(name):
                 own = [label for label in own if label not in group_of]
-            united: dict[int, int] = {}
-            taken: dict[int, dict[int, int]] = {}  # by identity: a layer's units have one group
-            for label in own:
-                group = group_of.get(label, {label: 0})
-                if id(group) not in taken:
-                    taken[id(group)] = group
-                    for member in group:
-                        united.setdefault(member, len(united))
+            # by identity: there are as many mentions of a group as it has units
+            before = {id(g): g for label in own if (g := group_of.get(label)) is not None}
+            united = set(own).union(*before.values())
             group_of.update(dict.fromkeys(united, united))
-        return group_of
+        numbered: dict[int, dict[int, int]] = {}
+        for name in called:
+            for label in self.outputs[name]:
+                units = numbered.setdefault(id(group_of[label]), {})
+                units.setdefault(label, len(units))
+        return {label: numbered[id(united)] for label, united in group_of.items()}
 
     def _passes_on(self, name: str) -> bool:
         return getattr(self.model.get_submodule(name), "groups", 1) > 1
@@ -136,9 +133,9 @@ class _Finder:
             and (channels := _units_of(self.statistics[norm], units)) is not None
         ]
         moves = [
-            Move(move, *(tuple(units.get(label, -1) for label in labels) for labels in both))
+            Channels(move, channels)
             for move in self.names
-            if (both := self.moves.get(move)) and not units.keys().isdisjoint(both[0] + both[1])
+            if move in self.moves and (channels := _units_of(self.moves[move], units)) is not None
         ]
         members = {c.module for c in (*consumers, *writers)}
         members |= {p.name.rpartition(".")[0] for p in parameters}

@@ -16,14 +16,6 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Move(Channels):
-    """A step of a program that moves channels (see `program`): those that it reads."""
-
-    unit_of_output: tuple[int, ...]
-    """The same of those that it puts out."""
-
-
-@dataclass(frozen=True)
 class Parameter:
     """A parameter or buffer of a module that is no convolution, linear layer or norm."""
 
@@ -61,8 +53,8 @@ class Group:
     statistics: tuple[Channels, ...] = ()
     """Norms over channels (see `statistics`): those that they read. What they make of a unit
     depends on all others."""
-    moves: tuple[Move, ...] = ()
-    """Steps of a program that move channels."""
+    moves: tuple[Channels, ...] = ()
+    """Steps of a program that move channels (see `program`): what they read."""
 
 
 Role = Callable[[Group], tuple[Channels, ...]]
@@ -72,8 +64,3 @@ CONSUMERS: Role = attrgetter("consumers")
 WRITERS: Role = attrgetter("writers")
 STATISTICS: Role = attrgetter("statistics")
 MOVES: Role = attrgetter("moves")
-
-
-def moved_to(group: Group) -> tuple[Channels, ...]:
-    """What the steps that move channels put out."""
-    return tuple(Channels(move.module, move.unit_of_output) for move in group.moves)

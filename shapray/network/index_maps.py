@@ -103,6 +103,24 @@ def check_removed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]])
             raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")
         if len(units) == n_units:
             raise ValueError(f"group '{name}': all {n_units} units would go; one must stay")
+        if len(removable(by_name[name], units)) < len(units):
+            raise ValueError(
+                f"group '{name}': the units to remove are all that some layer of its "
+                f"{', '.join(by_name[name].modules)} has; one must stay"
+            )
+
+
+def removable(group: Group, order: Sequence[int]) -> list[int]:
+    """Of units in the order in which they go, those that leave every layer a channel: of a stream
+    that gets wider, some layers have a few of the units only."""
+    layers = [set(layer.unit_of_channel) for layer in (*group.writers, *group.consumers)]
+    found = []
+    for unit in order:
+        if {unit} not in layers:
+            found.append(unit)
+            for left in layers:
+                left.discard(unit)
+    return found
 
 
 def _passed_on(model: nn.Module, name: str, outputs: Tensor) -> Tensor | None:

@@ -75,7 +75,9 @@ class _Storage:
     alive: StorageWeakRef
     """Keeps the storage's address from being given to another."""
     element_size: int
-    """Bytes of a number; what looks at the bytes as other numbers finds no labels."""
+    """Bytes of a number; what looks at the bytes as other numbers finds no labels, but for the real
+    and imaginary parts of complex numbers."""
+    is_complex: bool
     labels: Tensor | None
     """One for each number, or None where no number has any."""
     above: int
@@ -94,9 +96,11 @@ class LabelledTensors:
         storage = self._storages.get(_address(tensor))
         if storage is None or storage.labels is None:
             return None
+        size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
+        if storage.is_complex and not tensor.is_complex():
+            return storage.labels.as_strided(size, [s // 2 for s in stride], offset // 2)
         if storage.element_size != tensor.element_size():
             return None
-        size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
         return storage.labels.as_strided(size, stride, offset)
 
     def put(self, tensor: Tensor, labels: Tensor) -> None:
@@ -125,7 +129,9 @@ class LabelledTensors:
         if address not in self._storages:
             self._sweep()
             alive = StorageWeakRef(tensor.untyped_storage())
-            self._storages[address] = _Storage(alive, tensor.element_size(), None, 0)
+            self._storages[address] = _Storage(
+                alive, tensor.element_size(), tensor.is_complex(), None, 0
+            )
         return self._storages[address]
 
     def _sweep(self) -> None:

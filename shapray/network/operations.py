@@ -125,14 +125,14 @@ MOVES = (
     "repeat",
     "roll",
 )
-"""Operations on one tensor whose results are entries of it."""
+"""Operations on one tensor whose results are entries of it, and zeros."""
 
 
 def moved_labels(
     operation: Any, arguments: Mapping[str, Any], labels_of: Callable[[Tensor], Tensor]
 ) -> list[Tensor] | None:
     """Labels of what an operation moves, in its results' shapes; None if it is none of `MOVES`."""
-    if operation_name(operation) not in MOVES or arguments.get("value", 0) != 0:
+    if operation_name(operation) not in MOVES or arguments.get("value"):
         return None
     call = Call(operation, arguments, (), "", labels_of, Coupling())
     return _moved(call)

@@ -3,7 +3,8 @@
 A forward that chunks, shuffles or reshapes channels is written for all of them: with some gone the
 halves are unequal, and what it does with sizes no longer does the same. In the program such steps
 are modules, `Moved`, which pick channels by their indices and are cut like any other layer. So are
-means over channels, `Reduced`, which a mask has to tell which channels count.
+channels of zeros, `Padded`, and means over channels, `Reduced`, which a mask has to tell which
+channels count.
 """
 
 import copy
@@ -23,10 +24,12 @@ from torch.utils._pytree import tree_leaves
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import by_name, is_view, moved_labels
+from shapray.network.padded import Padded
 from shapray.network.reduced import KINDS, Reduced
 from shapray.network.statistics import KeptNorm
 
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+STEPS = (Moved, Padded, Reduced)
 _REDUCTION = {"input", "dim", "keepdim"}
 TOLERANCE = 1e-5  # of the largest output, between a network and its program
 
@@ -66,7 +69,7 @@ class LayerTracer(fx.Tracer):
         return node.target(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*LAYERS, Moved, Reduced, KeptNorm)) or super().is_leaf_module(
+        return isinstance(m, (*LAYERS, *STEPS, KeptNorm)) or super().is_leaf_module(
             m, module_qualified_name
         )
 
@@ -82,7 +85,7 @@ def _is_of_sizes(node: fx.Node) -> bool:
 
 
 def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
-    """A network as a program whose steps that move channels are `Moved` modules.
+    """A network as a program whose steps that move or count channels are modules, `STEPS`.
 
     Args:
         model: in eval mode; left as it is. Its layers keep their names in the program, whose
@@ -127,12 +130,17 @@ class _Step:
 
     node: fx.Node
     source: fx.Node
-    module: Moved | Reduced
+    module: Moved | Padded | Reduced
+
+
+def is_program(network: nn.Module) -> bool:
+    """Whether a network is a program with steps in place of what its class does with channels."""
+    return any(isinstance(module, STEPS) for module in network.modules())
 
 
 def _steps(traced: fx.GraphModule, example: Tensor) -> list[_Step]:
-    """The nodes whose values are channels of one other's, in another order or not all, or reduced
-    over them."""
+    """The nodes whose values are channels of one other's, in another order, not all or with zeros
+    beside them, or reduced over them."""
     follower = _Follower(traced)
     with torch.inference_mode(False), torch.no_grad():
         follower.run(example.detach().clone())
@@ -150,8 +158,10 @@ class _Follower(fx.Interpreter):
         super().__init__(traced)
         self.found: list[_Step] = []
         self.tensors = LabelledTensors()
-        self.sources: list[tuple[fx.Node, tuple[int, ...], int]] = []  # node, its shape, dimension
+        self.dims: list[int] = []  # along which the channels of every numbering lie
         self.starts: list[int] = [1]
+        # all channels of a numbering in their places: which, and the value's shape
+        self.whole: dict[fx.Node, tuple[int, tuple[int, ...]]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         dim = self._channel_dimension(n)
@@ -163,8 +173,9 @@ class _Follower(fx.Interpreter):
         if not isinstance(value, Tensor):
             return value
         labels = self.tensors.labels(value)
-        if n.op == "placeholder" or watch.computes or labels is None:
-            self._begin(n, value, dim)
+        new = n.op == "placeholder" or watch.computes
+        if new or labels is None or _is_padded_in_space(labels, dim):
+            self._begin(n, value, _dimension_after(n, dim, value.ndim))
         elif n.op in ("call_function", "call_method") and value.ndim > 1:
             self._look(n, value, labels)
         return value
@@ -187,32 +198,42 @@ class _Follower(fx.Interpreter):
             return
         dim %= value.ndim
         start, n = self.starts[-1], value.shape[dim]
-        self.sources.append((node, tuple(value.shape), dim))
+        self.whole[node] = len(self.dims), tuple(value.shape)
+        self.dims.append(dim)
         self.starts.append(start + n)
         shape = [n if d == dim else 1 for d in range(value.ndim)]
         self.tensors.put(value, torch.arange(start, start + n).float().view(shape))
 
     def _look(self, node: fx.Node, value: Tensor, labels: Tensor) -> None:
         number = int(torch.bucketize(labels.amax(), torch.tensor(self.starts), right=True)) - 1
-        source, shape, dim = self.sources[number]
+        if number < 0:
+            return
+        source, shape = self._nearest(node, number)
         if value.ndim != len(shape):
             return
+        dim, n = self.dims[number], self.starts[number + 1] - self.starts[number]
         along = labels.movedim(dim, 0).flatten(1)
-        if (along != along[:, :1]).any():
-            return
-        if any(value.shape[d] != shape[d] for d in range(value.ndim) if d != dim):
-            self._begin(node, value, dim)  # fewer positions, say: a source for what follows
-            return
         index = along[:, 0].long() - self.starts[number]
-        index = index.where(along[:, 0] > 0, -1)  # what is padded
-        if index.min() < -1:
-            return  # of several sources
-        if not torch.equal(index, torch.arange(shape[dim])):
-            self.found.append(_Step(node, source, Moved(index, dim, shape[dim])))
+        if (along != along[:, :1]).any() or ((index < 0) & (along[:, 0] > 0)).any():
+            return
+        if torch.equal(index, torch.arange(n)):  # all the same, or less of space
+            self.whole[node] = number, tuple(value.shape)
+            return
+        module = _step(index, dim, n)
+        if module and all(value.shape[d] == shape[d] for d in range(value.ndim) if d != dim):
+            self.found.append(_Step(node, source, module))
+
+    def _nearest(self, node: fx.Node, number: int) -> tuple[fx.Node, tuple[int, ...]]:
+        """Of what leads to a node, the last that has all channels in their places."""
+        pending = list(node.all_input_nodes)
+        for source in pending:  # grows while it is gone through, nearer ones first
+            if self.whole.get(source, (None,))[0] == number:
+                return source, self.whole[source][1]
+            pending += [n for n in source.all_input_nodes if n not in pending]
+        raise AssertionError(f"{node} has labels that nothing leads to")
 
     def _look_for_reduction(self, node: fx.Node, channel: int) -> None:
-        kind = str(getattr(node.target, "__name__", node.target))
-        given = dict(zip(("input", "dim", "keepdim"), node.args)) | dict(node.kwargs)
+        kind, given = _reduction(node)
         source, dim = given.get("input"), given.get("dim")
         if kind not in KINDS or not isinstance(source, fx.Node) or set(given) > _REDUCTION:
             return
@@ -222,9 +243,48 @@ class _Follower(fx.Interpreter):
         if labels is None or not isinstance(wanted, list | tuple):
             return
         dims = tuple(d % read.ndim for d in wanted if isinstance(d, int))
+        left = labels.amax(dims)
+        if (left != left.amax()).any():
+            return  # over branches, channel for channel
         if channel in dims and labels.select(channel, 0).amax() != labels.amax():
             module = Reduced(kind, dims, channel, bool(given.get("keepdim", False)))
             self.found.append(_Step(node, source, module))
+
+
+def _dimension_after(node: fx.Node, dim: int, n_dims: int) -> int:
+    """Where a dimension of what a node reads lies in what it makes, which has `n_dims`."""
+    kind, given = _reduction(node)
+    along = given.get("dim", 0)
+    if node.target is torch.stack and isinstance(along, int):
+        return dim + (along % n_dims <= dim)
+    if kind not in KINDS or given.get("keepdim") or not isinstance(along, int | list | tuple):
+        return dim
+    dims = [along] if isinstance(along, int) else along
+    return dim - sum(d % (n_dims + len(dims)) < dim for d in dims)
+
+
+def _reduction(node: fx.Node) -> tuple[str, dict[str, Any]]:
+    """What a node does, and its arguments by the names that reductions have for them."""
+    kind = str(getattr(node.target, "__name__", node.target))
+    return kind, dict(zip(("input", "dim", "keepdim"), node.args)) | dict(node.kwargs)
+
+
+def _is_padded_in_space(labels: Tensor, dim: int) -> bool:
+    """Whether some channel has entries that are nobody's."""
+    nobodys = (labels == 0).movedim(dim, 0).flatten(1)
+    return bool((nobodys != nobodys[:, :1]).any())
+
+
+def _step(index: Tensor, dim: int, n_channels: int) -> Moved | Padded | None:
+    """What makes channels by their indices, of which a negative one is a channel of zeros; None if
+    nothing here does."""
+    theirs = (index >= 0).nonzero().flatten()
+    before, end = int(theirs[0]), int(theirs[-1]) + 1
+    if end - before == len(index):
+        return Moved(index, dim, n_channels)
+    if torch.equal(index[before:end], torch.arange(n_channels)):
+        return Padded(before, len(index) - end, dim)
+    return None
 
 
 class _Watch(TorchDispatchMode):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from shapray.network.group import MOVES, Group, moved_to
+from shapray.network.group import MOVES, Group
 from shapray.network.index_maps import Kept, channels_left, kept_channels
 from shapray.network.moved import Moved
 from shapray.network.statistics import AlwaysKept
@@ -37,11 +37,10 @@ def prune_model(
                 dims = {p.name: p.dim for group in groups for p in group.parameters}
                 owner, _, parameter = name.rpartition(".")
                 _keep(modules[owner], parameter, dims[name], kept.outputs)
-        needed = channels_left(groups, removed, moved_to)
         for name, stays in channels_left(groups, removed, MOVES).items():
             step = modules[name]
             assert isinstance(step, Moved)
-            step.cut(stays, needed[name])
+            step.cut(stays)
     return pruned
 
 

@@ -42,8 +42,7 @@ class Tracked:
         inputs: layer -> its input channels, (n_channels,); 0 for what is no layer's channel.
         norms: layer -> the channels it reads and puts out, (n_channels,).
         statistics: layer that is a statistic over channels (see `statistics`) -> those it reads.
-        moves: step of a program that moves channels -> those it reads, and those it puts out,
-            (n_channels,) each.
+        moves: step of a program that moves channels -> those it reads, (n_channels,).
         parameters: name -> the channels of its entries, in its shape; those of no layer above.
         above: layer -> the layers that were run on the way to what it reads.
         of_network: labels of what the network puts out, or makes of it at its very end.
@@ -54,7 +53,7 @@ class Tracked:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    moves: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    moves: dict[str, Tensor] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     above: dict[str, set[str]] = field(default_factory=dict)
     of_network: set[int] = field(default_factory=set)
@@ -146,14 +145,15 @@ class _Tracker(TorchDispatchMode):
         if self.layer is not None:
             return
         given = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-        followed = isinstance(module, _ConvNd | nn.Linear | Moved) or is_over_channels(module)
-        if given and followed:
+        if given and (isinstance(module, _ConvNd | nn.Linear) or is_over_channels(module)):
             self.layer = name
             self.reading = self._labels_of(given[0])
             self.reading_above = self._above(given)
         elif given and isinstance(module, Norm):
             channel = channel_dimension(module, given[0].shape)
             self.found.norms[name] = self._channels(name, given[0], channel)
+        elif given and isinstance(module, Moved):
+            self.found.moves[name] = self._channels(name, given[0], module.dim)
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         name = self.names[module]
@@ -175,9 +175,6 @@ class _Tracker(TorchDispatchMode):
         if is_over_channels(module):
             self._pass_norm(name, module, self.reading, output)
             return
-        if isinstance(module, Moved):
-            self._pass_move(name, module, self.reading, output)
-            return
         labels = self._pass_layer(name, module, self.reading)
         dims = [1] * (0 if isinstance(module, nn.Linear) else len(module.kernel_size))  # type: ignore[arg-type]
         self.tensors.put(output, labels.view(-1, *dims))
@@ -195,22 +192,6 @@ class _Tracker(TorchDispatchMode):
         self.found.norms[name] = read
         shape = [-1 if d == channel else 1 for d in range(reading.ndim)]
         self.tensors.put(output, read.view(shape))
-
-    def _pass_move(self, name: str, module: Moved, reading: Tensor, output: Tensor) -> None:
-        """Channels at other places; those of zeros are new ones, of whatever they are added to."""
-        dims = [d for d in range(reading.ndim) if d != module.dim]
-        read = self.coupling.one_along(reading, dims)
-        if name in self.found.moves:
-            self._unite_calls(name, self.found.moves[name][0], read)
-            put_out = self.found.moves[name][1]
-        else:
-            index = module.index.cpu()
-            put_out = read[index.clamp(min=0)]
-            zeros = index < 0
-            put_out[zeros] = self.coupling.classes.fresh(int(zeros.sum()))
-            self.found.moves[name] = read, put_out
-        shape = [-1 if d == module.dim else 1 for d in range(output.ndim)]
-        self.tensors.put(output, put_out.view(shape))
 
     def _pass_layer(self, name: str, module: nn.Module, reading: Tensor) -> Tensor:
         """Labels of a layer's outputs, (n_channels,), from those of what it reads."""

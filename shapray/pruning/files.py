@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from shapray.network.cuttable import is_program
 from shapray.network.group import Group
 from shapray.network.index_maps import kept_channels
+from shapray.network.program import is_program
 from shapray.pruning.compressed import Compressed
 from shapray.pruning.cuts import Cut, plan_json
 from shapray.pruning.export import exports
