@@ -11,7 +11,7 @@ import numpy as np
 
 from shapray.config import Prune
 from shapray.network.group import Group
-from shapray.network.index_maps import Kept
+from shapray.network.index_maps import Kept, removable
 from shapray.network.unreached import Settings
 from shapray.pruning import allocate
 from shapray.pruning.allocate import Size
@@ -167,8 +167,18 @@ class Chooser:
             key, share: "macs" or "parameters" and the share that may stay; "ratio" and the share
                 of the units that go.
         """
-        size, target = self.measure(key)[0], self.allowed(key, share)
-        orders = ranking.orders
+        orders, allowed = self._orders(ranking), self.choices
+        if self._sizes is not None and key != "latency":
+            chooser = copy.copy(self)
+            chooser._sizes = self._sizes.in_order(orders)
+            size = chooser.measure(key)[0]
+            allowed = {
+                name: [n for n in counts if n <= len(orders[name])] or counts[:1]
+                for name, counts in self.choices.items()
+            }
+        else:
+            size = self.measure(key)[0]
+        target = self.allowed(key, share)
         if self.prune.allocation == "measured":
             curves = {
                 group: _Interpolated(
@@ -176,19 +186,29 @@ class Chooser:
                 )
                 for group, n in self.n_units.items()
             }
-            found = allocate.least_loss(curves, self.choices, size, target)
+            found = allocate.least_loss(curves, allowed, size, target)
         elif self.prune.allocation == "global":
-            found = allocate.in_order(allocate.by_score(ranking.scores), self.choices, size, target)
+            found = allocate.in_order(allocate.by_score(ranking.scores), allowed, size, target)
         else:
-            found = allocate.in_order(allocate.evenly(self.n_units), self.choices, size, target)
+            found = allocate.in_order(allocate.evenly(self.n_units), allowed, size, target)
         return {group: sorted(orders[group][:count]) for group, count in found.items()}
+
+    def _orders(self, ranking: Ranking) -> dict[str, list[int]]:
+        """In which units go, those that can: every layer keeps a channel."""
+        if self._sizes is None:
+            return ranking.orders
+        groups = self._sizes.groups
+        return {
+            name: removable(groups[name], order) if name in groups else order
+            for name, order in ranking.orders.items()
+        }
 
     def as_large(self, ranking: Ranking, losses: Losses, macs: float) -> dict[str, list[int]]:
         """The units that go so that as many multiply-adds stay: no more; but within `EVEN` more
         where less than that is too far from it, and more is nearer."""
 
         def left(removed: Mapping[str, Sequence[int]]) -> float:
-            return self.sizes.macs({group: len(units) for group, units in removed.items()})
+            return self.sizes.macs_without(removed)
 
         less = self.choose(ranking, losses, "macs", macs / self.sizes.all_macs)
         if left(less) >= (1 - EVEN) * macs:
@@ -272,7 +292,7 @@ def compared_cuts(
             removed, rivals, n_rounds = in_rounds, rankings, prune.rounds
             name += f"-in-{n_rounds}-rounds"
         found.append(Cut(name, own.criterion, own.seed, size, removed, prune.repair, n_rounds))
-        macs = sizes.macs({group: len(units) for group, units in removed.items()})
+        macs = sizes.macs_without(removed)
         for other in rivals:
             removed = chooser.as_large(other, losses, macs)
             name = f"{other.name}-{size}"

@@ -1,8 +1,10 @@
 """How big a network is with so many units of its groups gone, without cutting it."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,16 +19,16 @@ class _Layer:
     macs: int
     weights: int  # parameters that go with both
     others: int  # that go with the output channels alone
-    # group -> share of the channels that go with one of its units
-    inputs: dict[str, float] = field(default_factory=dict)
-    outputs: dict[str, float] = field(default_factory=dict)
+    # group -> share of the channels that go with each of its units
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Sizes:
     """Multiply-adds and parameters of a network by how many units of each group are removed.
 
-    Exact where every channel of a group's layers is one unit's; of units of unequal size the mean
-    is taken.
+    Exact where a group's units are all of one size, or go in a known order (see `in_order`); of
+    others the mean is taken.
 
     Args:
         model: in eval mode.
@@ -36,6 +38,8 @@ class Sizes:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> None:
         self.all_parameters, self.all_macs = count_macs(model, example)
+        self.groups = {group.name: group for group in groups}
+        self._orders: dict[str, np.ndarray] = {}
         macs = _macs_by_module(model, example)
         self._layers: dict[str, _Layer] = {}
         for name, module in model.named_modules():
@@ -50,8 +54,10 @@ class Sizes:
             self._connect(group)
 
     def _connect(self, group: Group) -> None:
-        def share(units: Sequence[int]) -> float:
-            return sum(unit >= 0 for unit in units) / len(units) / group.n_units
+        def share(units: Sequence[int]) -> np.ndarray:
+            of_units = np.array(units)
+            counts = np.bincount(of_units[of_units >= 0], minlength=group.n_units)
+            return counts / len(units)
 
         for consumer in group.consumers:
             inputs = self._layers[consumer.module].inputs
@@ -65,6 +71,17 @@ class Sizes:
             if owner in self._layers:
                 self._layers[owner].outputs[group.name] = share(parameter.unit_of_index)
 
+    def in_order(self, orders: Mapping[str, Sequence[int]]) -> "Sizes":
+        """The same where units go in these orders: group -> its units, or the first of them."""
+        known = copy.copy(self)
+        known._orders = self._orders | {name: np.array(o, int) for name, o in orders.items()}
+        return known
+
+    def macs_without(self, removed: Mapping[str, Sequence[int]]) -> float:
+        """Multiply-adds for one image without these units: group -> units."""
+        counts = {name: len(units) for name, units in removed.items()}
+        return self.in_order(removed).macs(counts)
+
     def macs(self, removed: Mapping[str, int]) -> float:
         """Multiply-adds for one image.
 
@@ -72,7 +89,8 @@ class Sizes:
             removed: group -> how many of its units.
         """
         gone = sum(
-            layer.macs * (1 - _left(layer.inputs, removed) * _left(layer.outputs, removed))
+            layer.macs
+            * (1 - self._left(layer.inputs, removed) * self._left(layer.outputs, removed))
             for layer in self._layers.values()
         )
         return self.all_macs - gone
@@ -90,15 +108,21 @@ class Sizes:
     def parameters(self, removed: Mapping[str, int]) -> float:
         gone = 0.0
         for layer in self._layers.values():
-            out = _left(layer.outputs, removed)
-            gone += layer.weights * (1 - _left(layer.inputs, removed) * out)
+            out = self._left(layer.outputs, removed)
+            gone += layer.weights * (1 - self._left(layer.inputs, removed) * out)
             gone += layer.others * (1 - out)
         return self.all_parameters - gone
 
-
-def _left(shares: Mapping[str, float], removed: Mapping[str, int]) -> float:
-    """What is left of a layer's channels."""
-    return 1 - sum(share * removed.get(name, 0) for name, share in shares.items())
+    def _left(self, shares: Mapping[str, np.ndarray], removed: Mapping[str, int]) -> float:
+        """What is left of a layer's channels."""
+        left = 1.0
+        for name, share in shares.items():
+            count, order = removed.get(name, 0), self._orders.get(name)
+            if order is None:
+                left -= float(share.mean()) * count
+            else:
+                left -= float(share[order[:count]].sum())
+        return left
 
 
 def _macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
