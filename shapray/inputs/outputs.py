@@ -233,5 +233,5 @@ def _class_that_reads(reading: Reading) -> type[nn.Module]:
 def _again(reading: Reading) -> nn.Module:
     """An empty one, for pickle and copy to fill."""
     made = _class_that_reads(reading)
-    network: nn.Module = made.__new__(made)
+    network: nn.Module = object.__new__(made)
     return network
