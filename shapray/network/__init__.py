@@ -6,7 +6,7 @@ Imports `errors` and `text` only. Start with `group`, the words.
 `tracker` follows channels through a forward pass: `labels` is what numbers carry, `operations` the
 table of what PyTorch's operations do to them, `coupling` what that means. `find` reads the groups
 off, with the reason if the structure keeps one from being scored; `cuttable` says whether the
-network can be cut as it is or as a `program`, whose steps `moved` and `reduced` are.
+network can be cut as it is or as a `program`, with its steps `moved`, `padded` and `reduced`.
 
 `consumers` masks groups and finds null players, `statistics` are norms over what is kept; `surgery`
 cuts, `index_maps` says which channels are left, `unreached` drops what only training calls and a

@@ -149,8 +149,9 @@ def _moved(call: Call) -> list[Tensor]:
 
     def labels(leaf: Any) -> Any:
         # what says where to is no channel: indices, masks
-        is_content = isinstance(leaf, Tensor) and leaf.dtype not in (torch.int64, torch.bool)
-        return call.labels_of(leaf) if is_content else leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.cpu() if leaf.dtype in (torch.int64, torch.bool) else call.labels_of(leaf)
 
     given = {k: v for k, v in call.arguments.items() if k not in settings and v is not None}
     if "value" in given and not isinstance(given["value"], Tensor):

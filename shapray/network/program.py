@@ -98,6 +98,7 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
         found = traced(copy.deepcopy(model), example)
         for step in _steps(found, example):
             _replace(found, step)
+        found.to(example.device)
         found.graph.eliminate_dead_code()
         found.recompile()
         for name, module in model.named_modules():  # heads that only training uses, and their like

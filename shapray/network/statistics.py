@@ -77,4 +77,4 @@ class AlwaysKept(KeptNorm):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         channel = channel_dimension(self.norm, x.shape)
         shape = [-1 if d == channel else 1 for d in range(x.ndim)]
-        return super().forward(x, torch.as_tensor(self.kept).view(shape))
+        return super().forward(x, torch.as_tensor(self.kept).view(shape).to(x.device))
