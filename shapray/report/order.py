@@ -12,6 +12,7 @@ MEANINGS = {
     "mean": "the mean of the unit's Shapley values over the calibration images",
     "mean_abs": "the mean of the unit's absolute Shapley values",
     "obs": "what of a unit the others cannot make up for by least squares",
+    "taylor": "the mean size of the loss's derivative by a unit, times the unit",
 }
 SEVERAL = "a unit's places by each of them are added up"
 COLUMNS = {  # of the table of units, that hold a criterion

@@ -53,6 +53,12 @@ _WORDS = (
     ("score", "The mean of a unit's Shapley values over the calibration images; also “mean”."),
     ("mean_abs", f"{_sentence('mean_abs')}."),
     ("obs", f"{_sentence('obs')}."),
+    ("taylor", f"{_sentence('taylor')}."),
+    (
+        "class selectivity",
+        "How much more a unit does for one class than for the mean of the others (Morcos et al. "
+        "2018): 0 serves all alike, 1 one alone.",
+    ),
     (
         "ranking",
         "The order in which the units of a group stay: what is ranked last goes first. By several "
@@ -61,8 +67,15 @@ _WORDS = (
     (
         "total error",
         "Standard error of a score against the mean over all images of the kind: from the choice "
-        "of the calibration images and from the sampling of coalitions together. ± is one such "
-        "error, whiskers and bands are 95% intervals.",
+        "of the calibration images and from the sampling of coalitions together, the root of the "
+        "sum of their squares. ± is one such error, whiskers and bands are 95% intervals. The "
+        "spread that errors are compared with is the standard deviation of a group's scores.",
+    ),
+    (
+        "wrong side of the cut",
+        "Where a unit lies that would be kept instead of removed, or the other way round, if its "
+        "score were known without error. Whoever is kept by mistake takes the place of one that is "
+        "removed by mistake: of both together, half are removed.",
     ),
     (
         "calibration and evaluation images",

@@ -65,7 +65,7 @@ def in_words(found: Certainty, n_images: int) -> str:
     if squares[0] >= DOMINATES**2 * squares[1]:
         return (
             f"nearly all of it is the choice of these {n_images:,} images: more images lower it, "
-            "more permutations would not"
+            "more permutations would hardly"
         )
     if squares[1] >= DOMINATES**2 * squares[0]:
         return "most of it is the sampling's: more permutations lower it"

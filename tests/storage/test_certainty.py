@@ -21,7 +21,7 @@ def test_what_is_exact_has_no_error_of_the_sampling_whatever_the_spread():
 
 
 def test_what_is_worth_money_is_said():
-    assert "more images lower it, more permutations would not" in in_words(
+    assert "more images lower it, more permutations would hardly" in in_words(
         Certainty(0.5, 0.49, 0.1), 256
     )
     assert "more permutations lower it" in in_words(Certainty(0.5, 0.1, 0.49), 256)
