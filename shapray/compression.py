@@ -156,8 +156,10 @@ def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -
     image = image.to(like(network))
     made_plain(network, image, None)
     if is_program(form):
-        training = network.training
-        network = about("cut", lambda: as_program(network.eval(), image)).train(training)
+        modes = {name: module.training for name, module in network.named_modules()}
+        network = about("cut", lambda: as_program(network.eval(), image))
+        for name, module in network.named_modules():
+            module.training = modes.get(name, network.training)
     pruned = about("cut", lambda: prune_model(network, groups, cut))
     if said := str(drop_unreached(pruned, network, image)):
         warnings.warn(said, stacklevel=2)

@@ -55,8 +55,10 @@ def weigh(model: nn.Module, norms: Iterable[tuple[Channels, Reader]]) -> Iterato
         weights.setdefault(norm.module, []).append(reader)
 
     def hook(readers: list[Reader]) -> Any:
-        def norm_again(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
-            (read,) = args
+        def norm_again(
+            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], _: Tensor
+        ) -> Tensor:
+            (read,) = args or kwargs.values()
             channel = channel_dimension(module, read.shape)
             weight = torch.ones((), device=read.device)
             for reader in readers:
@@ -66,7 +68,7 @@ def weigh(model: nn.Module, norms: Iterable[tuple[Channels, Reader]]) -> Iterato
         return norm_again
 
     handles = [
-        model.get_submodule(name).register_forward_hook(hook(readers))
+        model.get_submodule(name).register_forward_hook(hook(readers), with_kwargs=True)
         for name, readers in weights.items()
     ]
     try:

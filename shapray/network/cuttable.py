@@ -70,11 +70,13 @@ def _can_be_cut(model: nn.Module, groups: list[Group], example: Tensor) -> bool:
     unit goes once, as a forward that is written for all channels may by luck be right without
     some."""
     random = torch.Generator().manual_seed(0)
-    parts = [
-        (group, torch.randperm(group.n_units, generator=random).tensor_split(TRIES))
-        for group in groups
-        if group.reason is None
-    ]
+    parts = []
+    for group in groups:
+        if group.reason is None:
+            # of unequal size: a forward may be right as long as its halves stay equal
+            bounds = torch.randint(group.n_units + 1, (TRIES - 1,), generator=random)
+            order = torch.randperm(group.n_units, generator=random)
+            parts.append((group, order.tensor_split(bounds.sort().values)))
     return not any(
         agree(model, [(g, removable(g, units[i].tolist())) for g, units in parts], example)
         for i in range(TRIES)

@@ -54,6 +54,9 @@ def kept_channels(
     outputs = channels_left(groups, removed, WRITERS)
     inputs = channels_left(groups, removed, CONSUMERS)
     parameters = channels_left(groups, removed, _parameters)
+    for name, left in [*outputs.items(), *inputs.items()]:
+        if not left.any():
+            raise ValueError(f"all channels of {name} would go; one must stay")
     for name, left in outputs.items():
         if name not in inputs and (passed := _passed_on(model, name, left)) is not None:
             inputs[name] = passed

@@ -151,7 +151,8 @@ def _moved(call: Call) -> list[Tensor]:
         # what says where to is no channel: indices, masks
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.cpu() if leaf.dtype in (torch.int64, torch.bool) else call.labels_of(leaf)
+        is_content = leaf.is_floating_point() or leaf.is_complex()
+        return call.labels_of(leaf) if is_content else leaf.cpu()
 
     given = {k: v for k, v in call.arguments.items() if k not in settings and v is not None}
     if "value" in given and not isinstance(given["value"], Tensor):

@@ -24,7 +24,7 @@ class Padded(nn.Module):
         return torch.cat([self._like(self.before, x), x, self._like(self.after, x)], self.dim)
 
     def _like(self, zeros: Tensor, x: Tensor) -> Tensor:
-        zeros = zeros[1:].view([-1 if dim == self.dim else 1 for dim in range(x.ndim)])
+        zeros = zeros[1:].to(x).view([-1 if dim == self.dim else 1 for dim in range(x.ndim)])
         return zeros.expand([-1 if dim == self.dim else n for dim, n in enumerate(x.shape)])
 
     def extra_repr(self) -> str:

@@ -46,6 +46,31 @@ class LayerTracer(fx.Tracer):
     def __init__(self, example: Tensor) -> None:
         super().__init__()
         self.example = example
+        self.answers: dict[fx.Node, Any] = {}
+        self.outputs: dict[str, list[Any]] = {}  # of layers, call by call
+
+    def trace(self, root: nn.Module, *args: Any, **kwargs: Any) -> fx.Graph:  # type: ignore[override]
+        # Before: while a network is traced, its layers do not run.
+        self.outputs = self._outputs(root)
+        return super().trace(root, *args, **kwargs)
+
+    def _outputs(self, root: nn.Module) -> dict[str, list[Any]]:
+        """What every layer makes of the example, call by call."""
+        found: dict[str, list[Any]] = {}
+        handles = [
+            module.register_forward_hook(
+                lambda _, __, output, name=name: found.setdefault(name, []).append(output)
+            )
+            for name, module in root.named_modules()
+            if self.is_leaf_module(module, name)
+        ]
+        try:
+            with torch.no_grad():
+                root(self.example.clone())
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if not _is_of_sizes(obj.node):
@@ -53,7 +78,12 @@ class LayerTracer(fx.Tracer):
         return bool(self._answer(obj.node))
 
     def _answer(self, node: fx.Node) -> Any:
-        """What a node is for the example."""
+        """What a node is for the example; found out once."""
+        if node not in self.answers:
+            self.answers[node] = self._evaluated(node)
+        return self.answers[node]
+
+    def _evaluated(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self.example
         if node.op == "get_attr":
@@ -62,9 +92,8 @@ class LayerTracer(fx.Tracer):
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_module":
-            assert isinstance(self.root, nn.Module)
-            with torch.no_grad():
-                return self.root.get_submodule(str(node.target))(*args, **kwargs)
+            calls = [n for n in node.graph.nodes if n.op == node.op and n.target == node.target]
+            return self.outputs[str(node.target)][calls.index(node)]
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
@@ -106,8 +135,9 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
                 found.add_submodule(name, copy.deepcopy(module))
         with torch.no_grad():
             random = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
-            for image in (example, random.to(example)):
-                right, its = model(image.clone()), found(image.clone())
+            random = random.to(example)
+            for images in (example, random, torch.cat([random, example])):
+                right, its = model(images.clone()), found(images.clone())
                 if not torch.allclose(its, right, atol=TOLERANCE * right.abs().max().item()):
                     return None
     except Exception:  # tracing runs the network's forward with what is no tensor

@@ -28,7 +28,12 @@ def leak(model: nn.Module, group: Group, image: Tensor) -> str | None:
         if not gone.any():
             continue
         with torch.no_grad(), _poisoned(model, group, gone), mask_consumers(model, group, ~gone):
-            output = model(image.clone())  # it may change its input
+            try:
+                output = model(image.clone())  # it may change its input
+            except Exception:  # a forward that looks at its numbers
+                return (
+                    "the network's forward fails on NaN, by which it is proved who sees its units"
+                )
         if output.isnan().any():
             readers = ", ".join(consumer.module for consumer in group.consumers)
             return f"its units reach the output by another way than through {readers}"

@@ -56,8 +56,10 @@ def _cut_module(module: nn.Module, kept: Kept) -> None:
     else:
         assert kept.outputs is not None
         n_left = len(kept.outputs)
-        for name in (*module._parameters, *module._buffers):
-            _keep(module, name, 0, kept.outputs)
+        n_channels = _n_channels(module)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor.shape[:1] == (n_channels,):
+                _keep(module, name, 0, kept.outputs)
         if isinstance(module, _NormBase):
             module.num_features = n_left
         elif isinstance(module, nn.GroupNorm):
@@ -68,6 +70,17 @@ def _cut_module(module: nn.Module, kept: Kept) -> None:
             module.normalized_shape = (n_left,)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
+
+
+def _n_channels(module: nn.Module) -> int:
+    """Of a norm, or an activation with a parameter for each."""
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[-1]
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters
+    count = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+    assert isinstance(count, int)
+    return count
 
 
 def _cut_convolution(module: nn.Conv2d, kept: Kept) -> None:
@@ -88,7 +101,7 @@ def _keep(module: nn.Module, name: str, dim: int, kept: tuple[int, ...] | None) 
     tensor: Tensor | None = getattr(module, name)
     if kept is None or tensor is None or tensor.ndim <= dim or tensor.shape[dim] == 1:
         return
-    index = torch.tensor(kept, device=tensor.device)
+    index = torch.tensor(kept, dtype=torch.int64, device=tensor.device)
     left = tensor.detach().index_select(dim, index)
     if name in module._parameters:
         module._parameters[name] = nn.Parameter(left, requires_grad=tensor.requires_grad)

@@ -177,6 +177,10 @@ class _Tracker(TorchDispatchMode):
             return
         labels = self._pass_layer(name, module, self.reading)
         dims = [1] * (0 if isinstance(module, nn.Linear) else len(module.kernel_size))  # type: ignore[arg-type]
+        if output.shape[-1 - len(dims)] != len(labels):  # of a class derived from PyTorch's
+            reason = f"{name}, a {type(module).__name__}, puts out other channels than its weights'"
+            self.coupling.exclude(torch.cat([labels, self.found.inputs[name]]), reason)
+            return
         self.tensors.put(output, labels.view(-1, *dims))
 
     def _pass_norm(self, name: str, module: nn.Module, reading: Tensor, output: Tensor) -> None:

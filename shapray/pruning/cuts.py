@@ -67,6 +67,10 @@ class Chooser:
             else allocate.options(n, prune.min_units, prune.round_to)
             for name, n in self.n_units.items()
         }
+        for name, group in ({} if sizes is None else sizes.groups).items():
+            if name in self.choices:
+                most = len(removable(group, range(group.n_units)))
+                self.choices[name] = [n for n in self.choices[name] if n <= most]
 
     def after(self, removed: Mapping[str, Sequence[int]], scored: Collection[str]) -> "Chooser":
         """The chooser of a further round. It speaks of the whole network, too: of its sizes, and

@@ -15,6 +15,7 @@ from torch import Tensor
 from shapray.engine.precision import choose_precision
 from shapray.engine.trace import fold
 from shapray.network.consumers import count_active
+from shapray.network.index_maps import removable
 from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import IMAGES_AT_ONCE, count_macs, tally
 from shapray.worker.costs import Survey
@@ -130,7 +131,9 @@ class Surveyor:
         """Seconds to compare an image's outputs with its label, and to make a smaller network."""
         group = self.setup.groups[0]
         start = time.perf_counter()
-        network = prune_model(self.setup.model, [group], {group.name: [0]})
+        network = prune_model(
+            self.setup.model, [group], {group.name: removable(group, range(group.n_units))[:1]}
+        )
         count_macs(network, self.example)
         making = time.perf_counter() - start
         network = network.to(self.device)
