@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from shapray.engine.arithmetic import float32_products
 from shapray.engine.trace import fold
 from shapray.network.group import CONSUMERS, Group
-from shapray.network.index_maps import channels_left
+from shapray.network.index_maps import channels_left, removable
 from shapray.network.silence import silenced
 from shapray.pruning.repair.least_squares import (
     IMAGES_AT_ONCE,
@@ -64,6 +64,8 @@ def loss_curves(
         name -> a loss for each of `counts`.
     """
     folded = fold(model, images[:1]) if folded is None else folded
+    # as they are cut: a unit that would leave a layer none is passed over
+    orders = {name: removable(group, order) for name, order in orders.items()}
     sites: list[Site] = []
     if isinstance(folded, fx.GraphModule) and group.flat:
         names = {consumer.module for consumer in group.consumers}
