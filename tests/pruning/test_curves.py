@@ -1,15 +1,18 @@
 """What cutting a group alone costs, beside networks that are cut and fitted one by one."""
 
 import copy
+import math
 
 import pytest
 import torch
 from cases import case
+from mechanisms import PaddedShortcut
 from plain import groups_by_name, images, lively, without
 from slow_fit import fitted, read_and_put_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shapray.network.cuttable import cuttable
 from shapray.network.group import CONSUMERS, Group
 from shapray.network.index_maps import channels_left
 from shapray.pruning.repair.curves import counts, loss_curves
@@ -137,3 +140,12 @@ def test_points_are_eighths_and_never_all_units():
     assert counts(3) == [0, 1, 2]
     assert counts(8) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert counts(64) == [0, 8, 16, 24, 32, 40, 48, 56, 63]
+
+
+def test_a_layer_with_few_of_the_units_keeps_one():
+    """The first layer of a stream that gets wider has two of its four units."""
+    model, groups = cuttable(lively(PaddedShortcut()), images()[:1])
+    (group,) = [group for group in groups if group.name == "stem"]
+    curves = loss_curves(model, group, {"by number": [0, 1, 2, 3]}, images(8), True)
+    assert len(curves["by number"]) == len(counts(4))
+    assert all(math.isfinite(loss) for loss in curves["by number"])
