@@ -147,17 +147,21 @@ def _moved(call: Call) -> list[Tensor]:
     """Entries are moved, left out or repeated: the operation is run on the labels themselves."""
     settings = {"dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"}
 
-    def labels(leaf: Any) -> Any:
-        # what says where to is no channel: indices, masks
-        if not isinstance(leaf, Tensor):
-            return leaf
-        is_content = leaf.is_floating_point() or leaf.is_complex()
-        return call.labels_of(leaf) if is_content else leaf.cpu()
+    def of(name: str) -> Callable[[Any], Any]:
+        # what says where to is no channel
+        says_where = name in ("index", "indices", "mask")
+
+        def labels(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.cpu() if says_where else call.labels_of(leaf)
+
+        return labels
 
     given = {k: v for k, v in call.arguments.items() if k not in settings and v is not None}
     if "value" in given and not isinstance(given["value"], Tensor):
         given["value"] = 0  # what is padded with is no channel's
-    results = call.operation(**tree_map(labels, given))
+    results = call.operation(**{k: tree_map(of(k), v) for k, v in given.items()})
     return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
 
@@ -317,7 +321,6 @@ RULES: dict[str, Rule] = {
     "copy": _copied,
     "_prelu_kernel": _entry_by_entry,
     "lift_fresh": _same,
-    "_pow": _entry_by_entry,
     "glu": _halves_meet,
     **{
         f"{name}{n}d": _over_space(n)

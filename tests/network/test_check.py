@@ -57,6 +57,8 @@ def test_operators_that_mix_units_exclude_the_group(between):
         lambda x: x.flip(1),
         lambda x: torch.cat([x, x], 1),
         lambda x: F.glu(x, 1),
+        lambda x: x * torch.cat([x > 0, x < 1], 1).chunk(2, 1)[0],  # booleans that are moved
+        lambda x: x.index_select(1, torch.arange(x.shape[1], dtype=torch.int32)),
         lambda x: F.pixel_shuffle(x, 2),
         lambda x: x.repeat(1, 2, 1, 1),
         lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
