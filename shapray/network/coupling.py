@@ -149,14 +149,9 @@ class Coupling:
         Returns:
             (the other dimensions, in their order).
         """
-        flat = self._flat(self.settled(labels), dims)
-        if flat.shape[-1] == 0:
-            return flat.new_zeros(flat.shape[:-1])
-        largest = flat.amax(-1)
-        others = (flat > 0) & (flat != largest[..., None])
-        if others.any():
-            for pair in self._pairs(largest[..., None].expand_as(flat)[others], flat[others]):
-                self.classes.unite(*pair)
+        largest, pairs = self._along(self.settled(labels), dims)
+        for pair in pairs:
+            self.classes.unite(*pair)
         return largest
 
     def grouped_along(self, labels: Tensor, dims: Sequence[int]) -> Tensor | None:
@@ -166,12 +161,7 @@ class Coupling:
         Returns:
             as `one_along`.
         """
-        flat = self._flat(labels, dims)
-        if flat.shape[-1] == 0:
-            return flat.new_zeros(flat.shape[:-1])
-        largest = flat.amax(-1)
-        others = (flat > 0) & (flat != largest[..., None])
-        pairs = self._pairs(largest[..., None].expand_as(flat)[others], flat[others])
+        largest, pairs = self._along(labels, dims)
         if pairs and _n_parts(self.classes.among(labels), pairs) == 1:
             return None
         for pair in pairs:
@@ -184,14 +174,19 @@ class Coupling:
         Returns:
             as `one_along`.
         """
+        largest, pairs = self._along(labels, dims)
+        return None if pairs else largest
+
+    def _along(self, labels: Tensor, dims: Sequence[int]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """The largest label along some dimensions, and the pairs of classes of it and others."""
         flat = self._flat(labels, dims)
         if flat.shape[-1] == 0:
-            return flat.new_zeros(flat.shape[:-1])
+            return flat.new_zeros(flat.shape[:-1]), []
         largest = flat.amax(-1)
         others = (flat > 0) & (flat != largest[..., None])
-        if others.any() and self._pairs(largest[..., None].expand_as(flat)[others], flat[others]):
-            return None
-        return largest
+        if not others.any():
+            return largest, []
+        return largest, self._pairs(largest[..., None].expand_as(flat)[others], flat[others])
 
     @staticmethod
     def _flat(labels: Tensor, dims: Sequence[int]) -> Tensor:

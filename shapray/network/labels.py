@@ -103,6 +103,11 @@ class LabelledTensors:
             return None
         return storage.labels.as_strided(size, stride, offset)
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """In the tensor's shape; 0 where a number has none."""
+        labels = self.labels(tensor)
+        return torch.zeros(()).expand(tensor.shape) if labels is None else labels
+
     def put(self, tensor: Tensor, labels: Tensor) -> None:
         """Give a tensor labels that can be broadcast to its shape."""
         storage = self._storage(tensor)

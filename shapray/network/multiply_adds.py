@@ -1,14 +1,15 @@
 """How many multiply-adds a network does, counted operation by operation as it runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from shapray.network.watching import Watching
 
-class MultiplyAdds(TorchDispatchMode):
+
+class MultiplyAdds(Watching):
     """Counts those of convolutions and matrix products within its context, by PyTorch's own
     formulas; biases are not counted.
 
@@ -27,26 +28,13 @@ class MultiplyAdds(TorchDispatchMode):
     def total(self) -> int:
         return self._flops // 2
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """What would keep the compiler off this mode must import it first."""
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = dict(kwargs or {})
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is None and func is not torch.ops.prim.device.default:
-            with self:  # what it is made of may be counted
-                result = func.decompose(*args, **given)
+    def ran(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        formula = flop_registry.get(operation._overloadpacket)
+        if formula is None and operation is not torch.ops.prim.device.default:
+            result = self.decomposed(operation, args, kwargs)  # what may be counted
             if result is not NotImplemented:
                 return result
-        result = func(*args, **given)
+        result = operation(*args, **kwargs)
         if formula is not None:
-            self._flops += formula(*args, **given, out_val=result)
+            self._flops += formula(*args, **kwargs, out_val=result)
         return result

@@ -8,7 +8,7 @@ channels count.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shapray.network.labels import LabelledTensors
@@ -27,6 +26,7 @@ from shapray.network.operations import by_name, is_view, moved_labels
 from shapray.network.padded import Padded
 from shapray.network.reduced import KINDS, Reduced
 from shapray.network.statistics import KeptNorm
+from shapray.network.watching import Watching
 
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 STEPS = (Moved, Padded, Reduced)
@@ -318,39 +318,24 @@ def _step(index: Tensor, dim: int, n_channels: int) -> Moved | Padded | None:
     return None
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Watching):
     """Follows labels through what moves entries, and tells whether anything else was done."""
 
     def __init__(self, tensors: LabelledTensors) -> None:
         super().__init__()
         self.tensors, self.computes = tensors, False
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """See the tracker's."""
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if is_view(func):
+    def ran(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = operation(*args, **kwargs)
+        if is_view(operation):
             return result
-        labels = moved_labels(func, by_name(func, args, kwargs or {}), self._labels_of)
+        labels = moved_labels(operation, by_name(operation, args, kwargs), self.tensors.of)
         if labels is None:
             self.computes = True
             return result
         for tensor, of_tensor in zip(tree_leaves(result), labels, strict=True):
             self.tensors.put(tensor, of_tensor)
         return result
-
-    def _labels_of(self, tensor: Tensor) -> Tensor:
-        labels = self.tensors.labels(tensor)
-        return torch.zeros(()).expand(tensor.shape) if labels is None else labels
 
 
 def _replace(traced: fx.GraphModule, step: _Step) -> None:

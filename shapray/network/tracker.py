@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shapray.network.channel_dimension import channel_dimension
@@ -25,6 +24,7 @@ from shapray.network.moved import Moved
 from shapray.network.operations import Call, by_name, is_view, rule_for
 from shapray.network.reduced import Reduced
 from shapray.network.statistics import is_over_channels
+from shapray.network.watching import Watching
 
 Norm = _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU
 """Layers that know how many channels they read, and put out the same."""
@@ -76,7 +76,7 @@ def track(model: nn.Module, example: Tensor) -> Tracked:
         return tracker.end(output)
 
 
-class _Tracker(TorchDispatchMode):
+class _Tracker(Watching):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found = Tracked()
@@ -92,11 +92,6 @@ class _Tracker(TorchDispatchMode):
         self.reading_above = 0
         self.tied = _tied_weights(model)
         self._label_parameters(model)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """What would keep the compiler off this mode must import it first, which takes seconds."""
-        return False
 
     def begin(self, image: Tensor) -> None:
         labels = self.coupling.classes.fresh(image.shape[1])
@@ -147,7 +142,7 @@ class _Tracker(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
         if given and (isinstance(module, _ConvNd | nn.Linear) or is_over_channels(module)):
             self.layer = name
-            self.reading = self._labels_of(given[0])
+            self.reading = self.tensors.of(given[0])
             self.reading_above = self._above(given)
         elif given and isinstance(module, Norm):
             channel = channel_dimension(module, given[0].shape)
@@ -242,30 +237,22 @@ class _Tracker(TorchDispatchMode):
     def _channels(self, name: str, read: Tensor, channel: int) -> Tensor:
         """The classes along a dimension of what a layer reads, (n_channels,)."""
         self.layer = name
-        labels = self._labels_of(read)
+        labels = self.tensors.of(read)
         found = self.coupling.one_along(labels, [d for d in range(labels.ndim) if d != channel])
         self.layer = None
         return found
 
     # operations
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = dict(kwargs or {})
+    def ran(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if self.layer is not None:
-            return func(*args, **given)
-        if rule_for(func) is None and not is_view(func):
-            with self:  # what it is made of may be known
-                result = func.decompose(*args, **given)
+            return operation(*args, **kwargs)
+        if rule_for(operation) is None and not is_view(operation):
+            result = self.decomposed(operation, args, kwargs)  # what may be known
             if result is not NotImplemented:
                 return result
-        result = func(*args, **given)
-        self._follow(func, args, given, result)
+        result = operation(*args, **kwargs)
+        self._follow(operation, args, kwargs, result)
         return result
 
     def _follow(
@@ -283,15 +270,11 @@ class _Tracker(TorchDispatchMode):
         if is_view(func) or not any(labels.any() for labels in labelled):
             return
         place = f" in {self.stack[-1]}" if self.stack and self.stack[-1] else ""
-        call = Call(func, arguments, results, place, self._labels_of, self.coupling)
+        call = Call(func, arguments, results, place, self.tensors.of, self.coupling)
         rule = rule_for(func)
         found = call.mixed() if rule is None else rule(call)
         for tensor, labels in zip(results, found, strict=True):
             self.tensors.put(tensor, labels)
-
-    def _labels_of(self, tensor: Tensor) -> Tensor:
-        labels = self.tensors.labels(tensor)
-        return torch.zeros(()).expand(tensor.shape) if labels is None else labels
 
     def _above(self, tensors: Sequence[Tensor]) -> int:
         above = 0
