@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from shapray.engine.arithmetic import float32_products
-from shapray.engine.split import Split, UnsplittableError, multiply_adds, split
+from shapray.engine.measure import multiply_adds
+from shapray.engine.split import Split, UnsplittableError, split
 from shapray.engine.sums import SummedGame, table_bytes
 from shapray.engine.tail import Tail, has_convolution, largest_batch
 from shapray.network.consumers import active_units, mask_consumers, units_read

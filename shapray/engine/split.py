@@ -8,18 +8,15 @@ output of a coalition is a sum of one contribution per unit and no consumer runs
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
+from shapray.engine.measure import TRACE_IMAGES, measure, numbers
 from shapray.network.channel_dimension import channel_dimension
 from shapray.network.group import Channels, Group
-from shapray.network.multiply_adds import MultiplyAdds
 from shapray.network.statistics import KeptNorm
 
-TRACE_IMAGES = 3  # batch size while tracing shapes; tells per-image tensors from others
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -81,36 +78,6 @@ class Split:
     bytes_per_row: int
 
 
-class _Measure(ShapeProp):
-    """Writes down the shape of every node's value, and the multiply-adds that it takes."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        with MultiplyAdds() as counted:
-            value = super().run_node(n)
-        n.meta["macs"] = counted.total // TRACE_IMAGES
-        return value
-
-
-def _measure(folded: fx.GraphModule, example: Tensor) -> None:
-    """Once for all groups: what is written down stays with the network's nodes."""
-    shape = (TRACE_IMAGES, *example.shape[1:])
-    if folded.meta.get("measured") == shape:
-        return
-    with torch.inference_mode():
-        _Measure(folded).propagate(example.expand(shape))
-    folded.meta["measured"] = shape
-
-
-def multiply_adds(part: fx.GraphModule) -> int:
-    """Of a part of a measured network, for one image."""
-    return sum(node.meta.get("macs", 0) for node in part.graph.nodes if node.op.startswith("call_"))
-
-
-def numbers(nodes: Iterable[fx.Node]) -> int:
-    """That the values of a measured network's nodes have for one image."""
-    return sum(node.meta["tensor_meta"].shape.numel() // TRACE_IMAGES for node in nodes)
-
-
 def _is_per_image(node: fx.Node, of_images: set[fx.Node]) -> bool:
     if node not in of_images:  # a constant may happen to have as many entries
         return False
@@ -129,7 +96,7 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
     Raises:
         UnsplittableError: see there.
     """
-    _measure(folded, example)
+    measure(folded, example)
     nodes = list(folded.graph.nodes)
     output = nodes[-1].args[0]
     assert isinstance(output, fx.Node), "the network returns one tensor"

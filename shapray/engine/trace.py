@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from shapray.network.check import disagreement
-from shapray.network.program import traced
+from shapray.network.tracing import traced
 
 _WITHOUT_ASSIGNMENT = {  # x += y and its like change x
     getattr(operator, f"i{name}"): getattr(operator, name)
