@@ -158,6 +158,27 @@ class OneGroupNorm(Normed):
         super().__init__(nn.GroupNorm(1, 4))
 
 
+class TurningNorm(nn.LayerNorm):
+    """A LayerNorm of images, which turns them itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class ImageNorm(Normed):
+    """Of images that are as wide as they have channels."""
+
+    def __init__(self) -> None:
+        super().__init__(TurningNorm(4))
+        self.a = nn.Conv2d(3, 4, 2, stride=2)
+
+    def cut(self, kept: list[int]) -> None:
+        super().cut(kept)
+        self.norm.normalized_shape = (len(kept),)
+
+
 class SeveralGroupNorm(Normed):
     """Its units are whole norm groups."""
 
@@ -228,6 +249,7 @@ OVER_CHANNELS = (
     SpatialGate,
     LayerNorms,
     OneGroupNorm,
+    ImageNorm,
     SeveralGroupNorm,
     InstanceNorm,
     GlobalResponseNorm,
