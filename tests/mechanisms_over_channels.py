@@ -1,6 +1,6 @@
 """What depends on all channels at once: gates, attention, norms and means over channels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -242,6 +242,59 @@ class ManualNorm(Normed):
         super().__init__(NormByHand())
 
 
+class Function(nn.Module):
+    """An operation over channels, without a parameter."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x)
+
+
+class UnitLength(Normed):
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(F.normalize))
+
+
+def lengths(x: Tensor) -> Tensor:
+    of_each = x.norm(dim=1, keepdim=True) + torch.norm(x, 2, 1, True)
+    return x / (of_each + torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) + 1.0)
+
+
+class Lengths(Normed):
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(lengths))
+
+
+def deviations(x: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+    x = (x - mean) / (variance + 1e-2).sqrt() * (1 + x.std(1, keepdim=True))
+    return x * (1 + x.var(dim=1, correction=1)[:, None])
+
+
+class Deviations(Normed):
+    """Some are divided by one less than there are channels: two must stay."""
+
+    parts = ((0, 1), (2, 3))
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(deviations))
+
+
+class Extremes(Normed):
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(lambda x: x / (1 + torch.max(x, 1, keepdim=True)[0].abs())))
+
+
 OVER_CHANNELS = (
     SqueezeAndExcitation,
     SplitAttention,
@@ -254,4 +307,8 @@ OVER_CHANNELS = (
     InstanceNorm,
     GlobalResponseNorm,
     ManualNorm,
+    UnitLength,
+    Lengths,
+    Deviations,
+    Extremes,
 )

@@ -20,11 +20,11 @@ from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import by_name, is_view, moved_labels
 from shapray.network.padded import Padded
-from shapray.network.reduced import KINDS, Reduced
+from shapray.network.reduced import Reduced
+from shapray.network.reductions import reduction
 from shapray.network.tracing import STEPS, traced
 from shapray.network.watching import Watching
 
-_REDUCTION = {"input", "dim", "keepdim"}
 TOLERANCE = 1e-5  # of the largest output, between a network and its program
 
 
@@ -174,40 +174,29 @@ class _Follower(fx.Interpreter):
         raise AssertionError(f"{node} has labels that nothing leads to")
 
     def _look_for_reduction(self, node: fx.Node, channel: int) -> None:
-        kind, given = _reduction(node)
-        source, dim = given.get("input"), given.get("dim")
-        if kind not in KINDS or not isinstance(source, fx.Node) or set(given) > _REDUCTION:
-            return
-        read = self.env[source]
+        found = reduction(node)
+        read = None if found is None else self.env[found.source]
         labels = self.tensors.labels(read) if isinstance(read, Tensor) else None
-        wanted = [dim] if isinstance(dim, int) else dim
-        if labels is None or not isinstance(wanted, list | tuple):
+        if found is None or labels is None:
             return
-        dims = tuple(d % read.ndim for d in wanted if isinstance(d, int))
+        dims = tuple(d % labels.ndim for d in found.dims)
         left = labels.amax(dims)
         if (left != left.amax()).any():
             return  # over branches, channel for channel
         if channel in dims and labels.select(channel, 0).amax() != labels.amax():
-            module = Reduced(kind, dims, channel, bool(given.get("keepdim", False)))
-            self.found.append(_Step(node, source, module))
+            module = Reduced(found.kind, dims, channel, found.keepdim, found.correction)
+            self.found.append(_Step(node, found.source, module))
 
 
 def _dimension_after(node: fx.Node, dim: int, n_dims: int) -> int:
     """Where a dimension of what a node reads lies in what it makes, which has `n_dims`."""
-    kind, given = _reduction(node)
-    along = given.get("dim", 0)
+    along = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     if node.target is torch.stack and isinstance(along, int):
         return dim + (along % n_dims <= dim)
-    if kind not in KINDS or given.get("keepdim") or not isinstance(along, int | list | tuple):
+    found = reduction(node)
+    if found is None or found.keepdim:
         return dim
-    dims = [along] if isinstance(along, int) else along
-    return dim - sum(d % (n_dims + len(dims)) < dim for d in dims)
-
-
-def _reduction(node: fx.Node) -> tuple[str, dict[str, Any]]:
-    """What a node does, and its arguments by the names that reductions have for them."""
-    kind = str(getattr(node.target, "__name__", node.target))
-    return kind, dict(zip(("input", "dim", "keepdim"), node.args)) | dict(node.kwargs)
+    return dim - sum(d % (n_dims + len(found.dims)) < dim for d in found.dims)
 
 
 def _is_padded_in_space(labels: Tensor, dim: int) -> bool:
