@@ -28,6 +28,36 @@ class SqueezeAndExcitation(Mechanism):
         columns(kept, self.squeeze, self.last)
 
 
+class EfficientAttention(Mechanism):
+    """A gate of each channel and its neighbours, as they were numbered in the whole network."""
+
+    units: ClassVar = {"a": 6}
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.neighbours = nn.Conv2d(3, 6, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)
+        self.head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        y = self.neighbours(x.mean((2, 3)).view(x.shape[0], 1, -1)).sigmoid()
+        return self.end(x * y.view(x.shape[0], -1, 1, 1).expand_as(x))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(kept, self.a)
+        columns(kept, self.last)
+
+        def forward(x: Tensor) -> Tensor:
+            x = F.relu(self.a(x))
+            y = torch.zeros(len(x), 1, 6)
+            y[:, 0, kept] = x.mean((2, 3))
+            y = self.neighbours(y)[:, 0, kept].sigmoid()
+            return self.end(x * y[..., None, None])
+
+        self.forward = forward
+
+
 class SplitAttention(Mechanism):
     """Two branches, weighed channel for channel by a softmax over them."""
 
@@ -297,6 +327,7 @@ class Extremes(Normed):
 
 OVER_CHANNELS = (
     SqueezeAndExcitation,
+    EfficientAttention,
     SplitAttention,
     SplitInput,
     SpatialGate,

@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.reduced import Reduced
 
 # what norms have answered, by the number of dimensions; see `_turns`
@@ -16,7 +17,7 @@ def channel_dimension(module: nn.Module, shape: Sequence[int]) -> int:
     """The dimension that channels lie along in what a layer reads or puts out, of this shape."""
     if isinstance(module, Reduced):
         return module.channel
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | AlongChannels):
         return len(shape) - 1
     if isinstance(module, nn.LayerNorm) and not _turns(module, len(shape)):
         return len(shape) - 1

@@ -4,7 +4,7 @@ A forward that chunks, shuffles or reshapes channels is written for all of them:
 halves are unequal, and what it does with sizes no longer does the same. In the program such steps
 are modules, `Moved`, which pick channels by their indices and are cut like any other layer. So are
 channels of zeros, `Padded`, and means over channels, `Reduced`, which a mask has to tell which
-channels count.
+channels count, and convolutions along the channels, `AlongChannels`.
 """
 
 import copy
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import by_name, is_view, moved_labels
@@ -71,7 +72,7 @@ class _Step:
 
     node: fx.Node
     source: fx.Node
-    module: Moved | Padded | Reduced
+    module: AlongChannels | Moved | Padded | Reduced
 
 
 def is_program(network: nn.Module) -> bool:
@@ -81,7 +82,7 @@ def is_program(network: nn.Module) -> bool:
 
 def _steps(traced: fx.GraphModule, example: Tensor) -> list[_Step]:
     """The nodes whose values are channels of one other's, in another order, not all or with zeros
-    beside them, or reduced over them."""
+    beside them, or reduced over them, or convolved along them."""
     follower = _Follower(traced)
     with torch.inference_mode(False), torch.no_grad():
         follower.run(example.detach().clone())
@@ -113,6 +114,8 @@ class _Follower(fx.Interpreter):
             value = super().run_node(n)
         if not isinstance(value, Tensor):
             return value
+        if n.op == "call_module":
+            self._look_for_convolution(n, value)
         labels = self.tensors.labels(value)
         new = n.op == "placeholder" or watch.computes
         if new or labels is None or _is_padded_in_space(labels, dim):
@@ -187,6 +190,19 @@ class _Follower(fx.Interpreter):
             module = Reduced(found.kind, dims, channel, found.keepdim, found.correction)
             self.found.append(_Step(node, found.source, module))
 
+    def _look_for_convolution(self, node: fx.Node, value: Tensor) -> None:
+        """A convolution along the channels."""
+        layer = self.fetch_attr(str(node.target))
+        if type(layer) is not nn.Conv1d or layer.padding_mode != "zeros" or node.kwargs:
+            return
+        (source,) = node.all_input_nodes
+        labels = self.tensors.labels(self.env[source])
+        if labels is None or layer.stride != (1,) or labels.shape[-1] != value.shape[-1]:
+            return
+        if (labels == labels[:1, :1]).all() and (labels[..., :1] != labels[..., -1:]).all():
+            module = AlongChannels(layer, labels.shape[-1])
+            self.found.append(_Step(node, source, module))
+
 
 def _dimension_after(node: fx.Node, dim: int, n_dims: int) -> int:
     """Where a dimension of what a node reads lies in what it makes, which has `n_dims`."""
@@ -238,6 +254,9 @@ class _Watch(Watching):
 
 
 def _replace(traced: fx.GraphModule, step: _Step) -> None:
+    if isinstance(step.module, AlongChannels):
+        traced.set_submodule(str(step.node.target), step.module)
+        return
     name = f"{type(step.module).__name__.lower()}_{step.node.name}"
     traced.add_submodule(name, step.module)
     with traced.graph.inserting_before(step.node):

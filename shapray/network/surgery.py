@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.group import MOVES, Group
 from shapray.network.index_maps import Kept, channels_left, kept_channels
 from shapray.network.moved import Moved
@@ -53,6 +54,8 @@ def _cut_module(module: nn.Module, kept: Kept) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
         _cut_convolution(module, kept)
+    elif isinstance(module, AlongChannels):
+        _keep(module, "places", 0, kept.outputs)
     else:
         assert kept.outputs is not None
         n_left = len(kept.outputs)

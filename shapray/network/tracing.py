@@ -9,6 +9,7 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.moved import Moved
 from shapray.network.padded import Padded
 from shapray.network.reduced import Reduced
@@ -16,7 +17,7 @@ from shapray.network.reductions import COMPOSED
 from shapray.network.statistics import KeptNorm
 
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-STEPS = (Moved, Padded, Reduced)
+STEPS = (AlongChannels, Moved, Padded, Reduced)
 
 
 def traced(model: nn.Module, example: Tensor) -> fx.GraphModule:

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from shapray.network.channel_dimension import channel_dimension
-from shapray.network.coupling import Coupling
+from shapray.network.coupling import MIXED, Coupling
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import Call, by_name, is_view, rule_for
@@ -196,7 +196,11 @@ class _Tracker(Watching):
         """Labels of a layer's outputs, (n_channels,), from those of what it reads."""
         channel = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
         dims = [d for d in range(reading.ndim) if d != reading.ndim + channel]
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if reading.shape[channel] == 1 and self.coupling.same_along(reading, dims) is None:
+            kind = type(module).__name__
+            self.coupling.exclude(reading, f"{MIXED} by {name}, a {kind} along them")
+            read = torch.zeros(1)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
             read = self.coupling.one_along(reading, dims)
         else:
             kind = type(module).__name__

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.group import Group
 from shapray.pruning.evaluate import count_macs
 
@@ -48,7 +49,7 @@ class Sizes:
             if isinstance(module, nn.Conv2d | nn.Linear):  # its weight may be made of other ones
                 weights = module.weight.numel()
                 own = weights + (0 if module.bias is None else module.bias.numel())
-            if own:
+            if own and not isinstance(module, AlongChannels):  # its own stay
                 self._layers[name] = _Layer(macs.get(name, 0), weights, own - weights)
         for group in groups:
             self._connect(group)
