@@ -8,6 +8,7 @@ from torch import nn
 
 from shapray.network.group import CONSUMERS, STATISTICS, Group
 from shapray.network.index_maps import channels_left
+from shapray.network.layers import Layer, rows
 from shapray.network.statistics import AlwaysKept
 
 
@@ -25,8 +26,8 @@ def silenced(
     with torch.no_grad():
         for name, channels in channels_left(groups, removed, CONSUMERS).items():
             consumer = network.get_submodule(name)
-            assert isinstance(consumer, nn.Conv2d | nn.Linear)
-            consumer.weight[:, ~channels] = 0
+            assert isinstance(consumer, Layer)
+            rows(consumer)[:, ~channels] = 0
     for name, channels in channels_left(groups, removed, STATISTICS).items():
         network.set_submodule(name, AlwaysKept(network.get_submodule(name), channels))
     return network

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
-from shapray.network.along_channels import AlongChannels
 from shapray.network.group import MOVES, Group
 from shapray.network.index_maps import Kept, channels_left, kept_channels
+from shapray.network.layers import dimensions, rows
 from shapray.network.moved import Moved
 from shapray.network.statistics import AlwaysKept
 
@@ -52,10 +53,8 @@ def _cut_module(module: nn.Module, kept: Kept) -> None:
         _keep(module, "weight", 1, kept.inputs)
         _keep(module, "bias", 0, kept.outputs)
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Conv2d):
+    elif isinstance(module, _ConvNd):
         _cut_convolution(module, kept)
-    elif isinstance(module, AlongChannels):
-        _keep(module, "places", 0, kept.outputs)
     else:
         assert kept.outputs is not None
         n_left = len(kept.outputs)
@@ -86,16 +85,17 @@ def _n_channels(module: nn.Module) -> int:
     return count
 
 
-def _cut_convolution(module: nn.Conv2d, kept: Kept) -> None:
-    _keep(module, "weight", 0, kept.outputs)
+def _cut_convolution(module: _ConvNd, kept: Kept) -> None:
+    of_outputs, of_inputs = dimensions(module)
+    _keep(module, "weight", of_outputs, kept.outputs)
     _keep(module, "bias", 0, kept.outputs)
     if module.groups == 1:
-        _keep(module, "weight", 1, kept.inputs)
+        _keep(module, "weight", of_inputs, kept.inputs)
     elif kept.outputs is not None:  # whole convolution groups are left
         module.groups = len(kept.outputs) * module.groups // module.out_channels
     module.out_channels, module.in_channels = (
-        module.weight.shape[0],
-        module.weight.shape[1] * module.groups,
+        rows(module).shape[0],
+        rows(module).shape[1] * module.groups,
     )
 
 
