@@ -61,7 +61,7 @@ def find_sites(
     sites, changed = [], set[fx.Node]()
     for node in folded.graph.nodes:
         if not (
-            (node in calls and node.target in starts)
+            (node.op == "call_module" and node.target in starts)
             or any(source in changed for source in node.all_input_nodes)
         ):
             continue
