@@ -196,6 +196,28 @@ class Shuffle(Mechanism):
         self.forward = forward
 
 
+class SizeOfAnother(Mechanism):
+    """What is reshaped has as many channels as another stream, which says so."""
+
+    units: ClassVar = {"stem": 4, "other": 4}
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        b, c, h, w = x.shape
+        return self.end(F.relu(self.other(x)).view(b, c, h * w).unsqueeze(3))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(kept, self.stem)
+        columns(kept, self.other)
+        self.forward = lambda x: self.end(F.relu(self.other(F.relu(self.stem(x)))))
+
+
 class Grouped(Mechanism):
     """A convolution in groups between two without: its groups are the units."""
 
@@ -405,6 +427,7 @@ MOVES = (
     Flatten,
     CalledTwice,
     Shuffle,
+    SizeOfAnother,
     Grouped,
     DepthwiseMultiplier,
     PixelShuffle,

@@ -23,6 +23,7 @@ from shapray.network.operations import by_name, is_view, moved_labels
 from shapray.network.padded import Padded
 from shapray.network.reduced import Reduced
 from shapray.network.reductions import reduction
+from shapray.network.reshaped import Reshaped, free_sizes
 from shapray.network.tracing import STEPS, traced
 from shapray.network.watching import Watching
 
@@ -68,11 +69,11 @@ def _names(module: nn.Module) -> set[str]:
 
 @dataclass(frozen=True)
 class _Step:
-    """A node whose value is that of a module on another's."""
+    """A node whose value is that of a module on another's, and perhaps some sizes."""
 
     node: fx.Node
-    source: fx.Node
-    module: AlongChannels | Moved | Padded | Reduced
+    sources: Sequence[Any]
+    module: AlongChannels | Moved | Padded | Reduced | Reshaped
 
 
 def is_program(network: nn.Module) -> bool:
@@ -86,7 +87,9 @@ def _steps(traced: fx.GraphModule, example: Tensor) -> list[_Step]:
     follower = _Follower(traced)
     with torch.inference_mode(False), torch.no_grad():
         follower.run(example.detach().clone())
-    return follower.found
+    sized = free_sizes(traced.graph, follower.channels)
+    reshapes = [_Step(node, sources, Reshaped()) for node, sources in sized.items()]
+    return follower.found + reshapes  # those that a step is in place of have no users then
 
 
 class _Follower(fx.Interpreter):
@@ -104,6 +107,7 @@ class _Follower(fx.Interpreter):
         self.starts: list[int] = [1]
         # all channels of a numbering in their places: which, and the value's shape
         self.whole: dict[fx.Node, tuple[int, tuple[int, ...]]] = {}
+        self.channels: dict[fx.Node, list[int]] = {}  # dimensions along which there are different
 
     def run_node(self, n: fx.Node) -> Any:
         dim = self._channel_dimension(n)
@@ -122,6 +126,7 @@ class _Follower(fx.Interpreter):
             self._begin(n, value, _dimension_after(n, dim, value.ndim))
         elif n.op in ("call_function", "call_method") and value.ndim > 1:
             self._look(n, value, labels)
+        self.channels[n] = _dimensions(self.tensors.of(value))
         return value
 
     def _channel_dimension(self, node: fx.Node) -> int:
@@ -131,9 +136,8 @@ class _Follower(fx.Interpreter):
             return -1
         for leaf in tree_leaves(self.fetch_args_kwargs_from_env(node)):
             labels = self.tensors.labels(leaf) if isinstance(leaf, Tensor) else None
-            for dim in range(0 if labels is None else labels.ndim):
-                if labels is not None and (labels.select(dim, 0) != labels.select(dim, -1)).any():
-                    return dim
+            if labels is not None and (dims := _dimensions(labels)):
+                return dims[0]
         return 1
 
     def _begin(self, node: fx.Node, value: Tensor, dim: int) -> None:
@@ -165,7 +169,7 @@ class _Follower(fx.Interpreter):
             return
         module = _step(index, dim, n)
         if module and all(value.shape[d] == shape[d] for d in range(value.ndim) if d != dim):
-            self.found.append(_Step(node, source, module))
+            self.found.append(_Step(node, [source], module))
 
     def _nearest(self, node: fx.Node, number: int) -> tuple[fx.Node, tuple[int, ...]]:
         """Of what leads to a node, the last that has all channels in their places."""
@@ -188,7 +192,7 @@ class _Follower(fx.Interpreter):
             return  # over branches, channel for channel
         if channel in dims and labels.select(channel, 0).amax() != labels.amax():
             module = Reduced(found.kind, dims, channel, found.keepdim, found.correction)
-            self.found.append(_Step(node, found.source, module))
+            self.found.append(_Step(node, [found.source], module))
 
     def _look_for_convolution(self, node: fx.Node, value: Tensor) -> None:
         """A convolution along the channels."""
@@ -201,7 +205,16 @@ class _Follower(fx.Interpreter):
             return
         if (labels == labels[:1, :1]).all() and (labels[..., :1] != labels[..., -1:]).all():
             module = AlongChannels(layer, labels.shape[-1])
-            self.found.append(_Step(node, source, module))
+            self.found.append(_Step(node, [source], module))
+
+
+def _dimensions(labels: Tensor) -> list[int]:
+    """Those along which there are different channels."""
+    return [
+        dim
+        for dim in range(labels.ndim)
+        if labels.shape[dim] and (labels.select(dim, 0) != labels.select(dim, -1)).any()
+    ]
 
 
 def _dimension_after(node: fx.Node, dim: int, n_dims: int) -> int:
@@ -217,6 +230,8 @@ def _dimension_after(node: fx.Node, dim: int, n_dims: int) -> int:
 
 def _is_padded_in_space(labels: Tensor, dim: int) -> bool:
     """Whether some channel has entries that are nobody's."""
+    if not -labels.ndim <= dim < labels.ndim:  # a list of positions, and their like
+        return False
     nobodys = (labels == 0).movedim(dim, 0).flatten(1)
     return bool((nobodys != nobodys[:, :1]).any())
 
@@ -260,5 +275,5 @@ def _replace(traced: fx.GraphModule, step: _Step) -> None:
     name = f"{type(step.module).__name__.lower()}_{step.node.name}"
     traced.add_submodule(name, step.module)
     with traced.graph.inserting_before(step.node):
-        call = traced.graph.call_module(name, (step.source,))
+        call = traced.graph.call_module(name, tuple(step.sources))
     step.node.replace_all_uses_with(call)

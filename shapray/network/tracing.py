@@ -14,10 +14,11 @@ from shapray.network.moved import Moved
 from shapray.network.padded import Padded
 from shapray.network.reduced import Reduced
 from shapray.network.reductions import COMPOSED
+from shapray.network.reshaped import Reshaped
 from shapray.network.statistics import KeptNorm
 
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-STEPS = (AlongChannels, Moved, Padded, Reduced)
+STEPS = (AlongChannels, Moved, Padded, Reduced, Reshaped)
 
 
 def traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
