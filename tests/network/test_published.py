@@ -49,6 +49,7 @@ TIMM = [
     "dla34",
     "dm_nfnet_f0",
     "dpn68",
+    "eca_nfnet_l0",
     "ese_vovnet19b_dw",
     "fastvit_t8",
     "ghostnet_100",
@@ -71,10 +72,8 @@ TIMM = [
     "xception41",
 ]
 KNOWN = {  # share of the units at least, and why the others are not scored
-    # attention between channels; halves of unequal sizes that it reads
-    "edgenext_xx_small": (0.75, ("its channels are mixed by aten::bmm", "written for all of them")),
-    # a convolution along the channels
-    "eca_nfnet_l0": (0.40, ("attn_last.conv reads it, a Conv1d",)),
+    # attention between channels
+    "edgenext_xx_small": (0.80, ("its channels are mixed by aten::bmm",)),
     # the branches of an attention are the groups of one convolution: all go at once
     "resnest14d": (0.80, ("its channel is spread over others by aten::mul", "a single unit")),
 }
