@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shapray.network.at_work import at_work
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
-from shapray.network.index_maps import removable
+from shapray.network.index_maps import removable, whole_steps
 from shapray.network.proof import leak
 from shapray.network.surgery import prune_model
 
@@ -75,7 +75,7 @@ def check_together(
             n_gone = int(torch.randint(1, group.n_units // 2 + 1, (), generator=random))
             stays_whole = int(torch.randint(4, (), generator=random)) == 0 and len(groups) > 1
             if not stays_whole:
-                removed.append((group, removable(group, order)[:n_gone]))
+                removed.append((group, removable(group, order)[: whole_steps(group, n_gone)]))
         if found := agree(model, removed, images):
             return found
     return None
@@ -84,8 +84,8 @@ def check_together(
 def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> str | None:
     """Whether the masked and the surgically pruned network agree; the reason if they do not.
 
-    On two random coalitions: without a single unit, and without half of the units; see
-    `disagreement`. And on whether its units are seen by its consumers alone, see `proof.leak`.
+    On two random coalitions: without a single unit (of each block), and without half of the units;
+    see `disagreement`. And on whether its units are seen by its consumers alone, see `proof.leak`.
 
     Args:
         model: in eval mode, float32.
@@ -95,7 +95,8 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
     assert not model.training
     order = torch.randperm(group.n_units, generator=torch.Generator().manual_seed(seed)).tolist()
     order = removable(group, order)
-    for units in (order[:1], order[: group.n_units // 2]):
+    for n_gone in (group.step, whole_steps(group, group.n_units // 2)):
+        units = order[:n_gone]
         if found := agree(model, [(group, units)], images):
             return found
     return leak(model, group, images[:1])

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shapray.network.group import CONSUMERS, STATISTICS, Group
 from shapray.network.index_maps import channels_left
@@ -26,7 +26,20 @@ def silenced(
         for name, channels in channels_left(groups, removed, CONSUMERS).items():
             consumer = network.get_submodule(name)
             assert isinstance(consumer, nn.Conv2d | nn.Linear)
-            consumer.weight[:, ~channels] = 0
+            consumer.weight.copy_(without(consumer, channels))
     for name, channels in channels_left(groups, removed, STATISTICS).items():
         network.set_submodule(name, AlwaysKept(network.get_submodule(name), channels))
     return network
+
+
+def without(layer: nn.Conv2d | nn.Linear, channels: Tensor) -> Tensor:
+    """A layer's weight, zero for what it would read of channels that are gone.
+
+    Args:
+        channels: (n_channels,) bool, those that are left.
+    """
+    n_groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    stay = channels.to(layer.weight.device).view(n_groups, 1, -1)
+    weight = layer.weight.unflatten(0, (n_groups, -1))
+    stay = stay[(..., *[None] * (weight.ndim - 3))]
+    return weight.masked_fill(~stay, 0).flatten(0, 1)

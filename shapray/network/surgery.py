@@ -84,12 +84,16 @@ def _n_channels(module: nn.Module) -> int:
 
 
 def _cut_convolution(module: nn.Conv2d, kept: Kept) -> None:
-    _keep(module, "weight", 0, kept.outputs)
     _keep(module, "bias", 0, kept.outputs)
-    if module.groups == 1:
-        _keep(module, "weight", 1, kept.inputs)
-    elif kept.outputs is not None:  # whole convolution groups are left
-        module.groups = len(kept.outputs) * module.groups // module.out_channels
+    outputs = _index(kept.outputs, module.out_channels, module.weight)
+    inputs = _index(kept.inputs, module.in_channels, module.weight)
+    # of a convolution group every output reads the same inputs, as many as those of the others
+    of_output = outputs // (module.out_channels // module.groups)
+    in_group = module.in_channels // module.groups
+    alive, place = of_output.unique(return_inverse=True)
+    read = inputs[torch.isin(inputs // in_group, alive)].view(len(alive), -1) % in_group
+    _put(module, "weight", module.weight.detach()[outputs[:, None], read[place]])
+    module.groups = len(alive)
     module.out_channels, module.in_channels = (
         module.weight.shape[0],
         module.weight.shape[1] * module.groups,
@@ -101,9 +105,17 @@ def _keep(module: nn.Module, name: str, dim: int, kept: tuple[int, ...] | None) 
     tensor: Tensor | None = getattr(module, name)
     if kept is None or tensor is None or tensor.ndim <= dim or tensor.shape[dim] == 1:
         return
-    index = torch.tensor(kept, dtype=torch.int64, device=tensor.device)
-    left = tensor.detach().index_select(dim, index)
-    if name in module._parameters:
-        module._parameters[name] = nn.Parameter(left, requires_grad=tensor.requires_grad)
+    index = _index(kept, tensor.shape[dim], tensor)
+    _put(module, name, tensor.detach().index_select(dim, index))
+
+
+def _index(kept: tuple[int, ...] | None, n: int, beside: Tensor) -> Tensor:
+    """(n_kept,) int64 on a tensor's device; all of `n` for None."""
+    return torch.tensor(range(n) if kept is None else kept, device=beside.device)
+
+
+def _put(module: nn.Module, name: str, left: Tensor) -> None:
+    if (parameter := module._parameters.get(name)) is not None:
+        module._parameters[name] = nn.Parameter(left, requires_grad=parameter.requires_grad)
     else:
         module._buffers[name] = left
