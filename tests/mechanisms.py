@@ -196,6 +196,28 @@ class Shuffle(Mechanism):
         self.forward = forward
 
 
+class SizeOfAnother(Mechanism):
+    """What is reshaped has as many channels as another stream, which says so."""
+
+    units: ClassVar = {"stem": 4, "other": 4}
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        b, c, h, w = x.shape
+        return self.end(F.relu(self.other(x)).view(b, c, h * w).unsqueeze(3))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(kept, self.stem)
+        columns(kept, self.other)
+        self.forward = lambda x: self.end(F.relu(self.other(F.relu(self.stem(x)))))
+
+
 class InParts(nn.Module):
     """A convolution in groups of unequal size, which PyTorch has not: one for each.
 
@@ -383,6 +405,67 @@ class Derived(Mechanism):
         columns(kept, self.last)
 
 
+class Transposed(Mechanism):
+    """Convolutions whose weights have what they read first."""
+
+    units: ClassVar = {"up": 4, "again": 3}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.ConvTranspose2d(3, 4, 2, stride=2), nn.BatchNorm2d(4)
+        self.again = nn.ConvTranspose2d(4, 3, 3, padding=1)
+        self.head(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(F.relu(self.again(F.relu(self.norm(self.up(x))))))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(kept, self.norm)
+        columns(kept, self.up)
+        self.up.bias = nn.Parameter(self.up.bias[kept])
+        self.again.weight = nn.Parameter(self.again.weight[kept])
+
+
+class Sequences(Mechanism):
+    """Images row after row."""
+
+    units: ClassVar = {"a": 4, "b": 3}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4)
+        self.b = nn.Conv1d(4, 3, 3, stride=2, padding=1)
+        self.head(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.a(x.flatten(2))))
+        return self.end(F.relu(self.b(x)).unsqueeze(-1))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(kept, self.a, self.norm)
+        columns(kept, self.b)
+
+
+class Volumes(Mechanism):
+    """Images in two halves, one behind the other."""
+
+    units: ClassVar = {"a": 4, "b": 3}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4)
+        self.b = nn.Conv3d(4, 3, 1)
+        self.head(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.a(x.unflatten(2, (2, -1)))))
+        return self.end(F.max_pool3d(F.relu(self.b(x)), 2).flatten(2, 3))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(kept, self.a, self.norm)
+        columns(kept, self.b)
+
+
 class Slopes(Mechanism):
     units: ClassVar = {"a": 4}
 
@@ -430,6 +513,7 @@ MOVES = (
     Flatten,
     CalledTwice,
     Shuffle,
+    SizeOfAnother,
     BeforeGroups,
     BetweenGroups,
     GroupsOfTwoRoots,
@@ -437,6 +521,9 @@ MOVES = (
     PixelShuffle,
     Glu,
     Derived,
+    Transposed,
+    Sequences,
+    Volumes,
     Slopes,
     BareParameters,
 )

@@ -1,6 +1,6 @@
 """What depends on all channels at once: gates, attention, norms and means over channels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -26,6 +26,36 @@ class SqueezeAndExcitation(Mechanism):
     def cut(self, kept: list[int]) -> None:
         rows(kept, self.a, self.expand)
         columns(kept, self.squeeze, self.last)
+
+
+class EfficientAttention(Mechanism):
+    """A gate of each channel and its neighbours, as they were numbered in the whole network."""
+
+    units: ClassVar = {"a": 6}
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.neighbours = nn.Conv2d(3, 6, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)
+        self.head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        y = self.neighbours(x.mean((2, 3)).view(x.shape[0], 1, -1)).sigmoid()
+        return self.end(x * y.view(x.shape[0], -1, 1, 1).expand_as(x))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(kept, self.a)
+        columns(kept, self.last)
+
+        def forward(x: Tensor) -> Tensor:
+            x = F.relu(self.a(x))
+            y = torch.zeros(len(x), 1, 6)
+            y[:, 0, kept] = x.mean((2, 3))
+            y = self.neighbours(y)[:, 0, kept].sigmoid()
+            return self.end(x * y[..., None, None])
+
+        self.forward = forward
 
 
 class SplitAttention(Mechanism):
@@ -158,6 +188,27 @@ class OneGroupNorm(Normed):
         super().__init__(nn.GroupNorm(1, 4))
 
 
+class TurningNorm(nn.LayerNorm):
+    """A LayerNorm of images, which turns them itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class ImageNorm(Normed):
+    """Of images that are as wide as they have channels."""
+
+    def __init__(self) -> None:
+        super().__init__(TurningNorm(4))
+        self.a = nn.Conv2d(3, 4, 2, stride=2)
+
+    def cut(self, kept: list[int]) -> None:
+        super().cut(kept)
+        self.norm.normalized_shape = (len(kept),)
+
+
 class SeveralGroupNorm(Normed):
     """Its units are whole norm groups."""
 
@@ -221,15 +272,74 @@ class ManualNorm(Normed):
         super().__init__(NormByHand())
 
 
+class Function(nn.Module):
+    """An operation over channels, without a parameter."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x)
+
+
+class UnitLength(Normed):
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(F.normalize))
+
+
+def lengths(x: Tensor) -> Tensor:
+    of_each = x.norm(dim=1, keepdim=True) + torch.norm(x, 2, 1, True)
+    return x / (of_each + torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) + 1.0)
+
+
+class Lengths(Normed):
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(lengths))
+
+
+def deviations(x: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+    x = (x - mean) / (variance + 1e-2).sqrt() * (1 + x.std(1, keepdim=True))
+    return x * (1 + x.var(dim=1, correction=1)[:, None])
+
+
+class Deviations(Normed):
+    """Some are divided by one less than there are channels: two must stay."""
+
+    parts = ((0, 1), (2, 3))
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(deviations))
+
+
+class Extremes(Normed):
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__(Function(lambda x: x / (1 + torch.max(x, 1, keepdim=True)[0].abs())))
+
+
 OVER_CHANNELS = (
     SqueezeAndExcitation,
+    EfficientAttention,
     SplitAttention,
     SplitInput,
     SpatialGate,
     LayerNorms,
     OneGroupNorm,
+    ImageNorm,
     SeveralGroupNorm,
     InstanceNorm,
     GlobalResponseNorm,
     ManualNorm,
+    UnitLength,
+    Lengths,
+    Deviations,
+    Extremes,
 )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from shapray.engine.arithmetic import float32_products
 from shapray.engine.fuse import fused
@@ -71,7 +72,7 @@ class Tail:
 def has_convolution(tail: fx.GraphModule) -> bool:
     """Whether a tail has anything to compute that takes long."""
     return any(
-        n.op == "call_module" and isinstance(tail.get_submodule(str(n.target)), nn.Conv2d)
+        n.op == "call_module" and isinstance(tail.get_submodule(str(n.target)), _ConvNd)
         for n in tail.graph.nodes
     )
 

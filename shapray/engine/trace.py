@@ -36,7 +36,10 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
         folded.meta["norms"] = norms
         _erase_unread(folded)
         _make_out_of_place(folded)
-        folded = folded.to(memory_format=torch.channels_last).eval()
+        for parameter in folded.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        folded.eval()
         with torch.inference_mode():
             expected, found = model(example.clone()), folded(example)
         if difference := disagreement(found, expected):

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from shapray.network.at_work import at_work
 from shapray.network.consumers import mask_consumers
@@ -41,9 +41,11 @@ def agree(
         return (
             f"a layer cannot be cut {in_words}: it has tensors that do not lie along its channels"
         )
+    # a traced network would print what fails in it
+    run = pruned.forward if isinstance(pruned, fx.GraphModule) else pruned
     with torch.no_grad(), at_work(pruned) as where:
         try:
-            found = pruned(images.clone())
+            found: Tensor = run(images.clone())
         except Exception:  # of the user's forward; its words are about sizes
             name, module = where()
             place = f"{name}, a {type(module).__name__}," if name else "its forward"

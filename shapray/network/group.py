@@ -40,7 +40,7 @@ class Group:
     modules: tuple[str, ...]
     """All modules that lose channels with a unit, in the order of ``named_modules``."""
     consumers: tuple[Channels, ...]
-    """Layers that read the group, a Conv2d or Linear each: their input channels."""
+    """Layers that read the group, a convolution or Linear each: their input channels."""
     flat: bool
     """No consumer's input depends on another consumer's output."""
     reason: str | None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from shapray.network.group import CONSUMERS, WRITERS, Channels, Group, Role
 
@@ -167,7 +168,7 @@ def _passed_on(model: nn.Module, name: str, outputs: Tensor) -> Tensor | None:
     module = model.get_submodule(name)
     if isinstance(module, nn.Linear):
         return None
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, _ConvNd):
         if module.groups == 1:
             return None
         of_group = outputs.view(module.groups, -1).any(1)

@@ -4,7 +4,7 @@ A forward that chunks, shuffles or reshapes channels is written for all of them:
 halves are unequal, and what it does with sizes no longer does the same. In the program such steps
 are modules, `Moved`, which pick channels by their indices and are cut like any other layer. So are
 channels of zeros, `Padded`, and means over channels, `Reduced`, which a mask has to tell which
-channels count.
+channels count, and convolutions along the channels, `AlongChannels`.
 """
 
 import copy
@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.labels import LabelledTensors
 from shapray.network.moved import Moved
 from shapray.network.operations import by_name, is_view, moved_labels
 from shapray.network.padded import Padded
-from shapray.network.reduced import KINDS, Reduced
+from shapray.network.reduced import Reduced
+from shapray.network.reductions import reduction
+from shapray.network.reshaped import Reshaped, free_sizes
 from shapray.network.tracing import STEPS, traced
 from shapray.network.watching import Watching
 
-_REDUCTION = {"input", "dim", "keepdim"}
 TOLERANCE = 1e-5  # of the largest output, between a network and its program
 
 
@@ -67,11 +69,11 @@ def _names(module: nn.Module) -> set[str]:
 
 @dataclass(frozen=True)
 class _Step:
-    """A node whose value is that of a module on another's."""
+    """A node whose value is that of a module on another's, and perhaps some sizes."""
 
     node: fx.Node
-    source: fx.Node
-    module: Moved | Padded | Reduced
+    sources: Sequence[Any]
+    module: AlongChannels | Moved | Padded | Reduced | Reshaped
 
 
 def is_program(network: nn.Module) -> bool:
@@ -81,11 +83,13 @@ def is_program(network: nn.Module) -> bool:
 
 def _steps(traced: fx.GraphModule, example: Tensor) -> list[_Step]:
     """The nodes whose values are channels of one other's, in another order, not all or with zeros
-    beside them, or reduced over them."""
+    beside them, or reduced over them, or convolved along them."""
     follower = _Follower(traced)
     with torch.inference_mode(False), torch.no_grad():
         follower.run(example.detach().clone())
-    return follower.found
+    sized = free_sizes(traced.graph, follower.channels)
+    reshapes = [_Step(node, sources, Reshaped()) for node, sources in sized.items()]
+    return follower.found + reshapes  # those that a step is in place of have no users then
 
 
 class _Follower(fx.Interpreter):
@@ -103,6 +107,7 @@ class _Follower(fx.Interpreter):
         self.starts: list[int] = [1]
         # all channels of a numbering in their places: which, and the value's shape
         self.whole: dict[fx.Node, tuple[int, tuple[int, ...]]] = {}
+        self.channels: dict[fx.Node, list[int]] = {}  # dimensions along which there are different
 
     def run_node(self, n: fx.Node) -> Any:
         dim = self._channel_dimension(n)
@@ -113,12 +118,15 @@ class _Follower(fx.Interpreter):
             value = super().run_node(n)
         if not isinstance(value, Tensor):
             return value
+        if n.op == "call_module":
+            self._look_for_convolution(n, value)
         labels = self.tensors.labels(value)
         new = n.op == "placeholder" or watch.computes
         if new or labels is None or _is_padded_in_space(labels, dim):
             self._begin(n, value, _dimension_after(n, dim, value.ndim))
         elif n.op in ("call_function", "call_method") and value.ndim > 1:
             self._look(n, value, labels)
+        self.channels[n] = _dimensions(self.tensors.of(value))
         return value
 
     def _channel_dimension(self, node: fx.Node) -> int:
@@ -128,9 +136,8 @@ class _Follower(fx.Interpreter):
             return -1
         for leaf in tree_leaves(self.fetch_args_kwargs_from_env(node)):
             labels = self.tensors.labels(leaf) if isinstance(leaf, Tensor) else None
-            for dim in range(0 if labels is None else labels.ndim):
-                if labels is not None and (labels.select(dim, 0) != labels.select(dim, -1)).any():
-                    return dim
+            if labels is not None and (dims := _dimensions(labels)):
+                return dims[0]
         return 1
 
     def _begin(self, node: fx.Node, value: Tensor, dim: int) -> None:
@@ -162,7 +169,7 @@ class _Follower(fx.Interpreter):
             return
         module = _step(index, dim, n)
         if module and all(value.shape[d] == shape[d] for d in range(value.ndim) if d != dim):
-            self.found.append(_Step(node, source, module))
+            self.found.append(_Step(node, [source], module))
 
     def _nearest(self, node: fx.Node, number: int) -> tuple[fx.Node, tuple[int, ...]]:
         """Of what leads to a node, the last that has all channels in their places."""
@@ -174,44 +181,57 @@ class _Follower(fx.Interpreter):
         raise AssertionError(f"{node} has labels that nothing leads to")
 
     def _look_for_reduction(self, node: fx.Node, channel: int) -> None:
-        kind, given = _reduction(node)
-        source, dim = given.get("input"), given.get("dim")
-        if kind not in KINDS or not isinstance(source, fx.Node) or set(given) > _REDUCTION:
-            return
-        read = self.env[source]
+        found = reduction(node)
+        read = None if found is None else self.env[found.source]
         labels = self.tensors.labels(read) if isinstance(read, Tensor) else None
-        wanted = [dim] if isinstance(dim, int) else dim
-        if labels is None or not isinstance(wanted, list | tuple):
+        if found is None or labels is None:
             return
-        dims = tuple(d % read.ndim for d in wanted if isinstance(d, int))
+        dims = tuple(d % labels.ndim for d in found.dims)
         left = labels.amax(dims)
         if (left != left.amax()).any():
             return  # over branches, channel for channel
         if channel in dims and labels.select(channel, 0).amax() != labels.amax():
-            module = Reduced(kind, dims, channel, bool(given.get("keepdim", False)))
-            self.found.append(_Step(node, source, module))
+            module = Reduced(found.kind, dims, channel, found.keepdim, found.correction)
+            self.found.append(_Step(node, [found.source], module))
+
+    def _look_for_convolution(self, node: fx.Node, value: Tensor) -> None:
+        """A convolution along the channels."""
+        layer = self.fetch_attr(str(node.target))
+        if type(layer) is not nn.Conv1d or layer.padding_mode != "zeros" or node.kwargs:
+            return
+        (source,) = node.all_input_nodes
+        labels = self.tensors.labels(self.env[source])
+        if labels is None or layer.stride != (1,) or labels.shape[-1] != value.shape[-1]:
+            return
+        if (labels == labels[:1, :1]).all() and (labels[..., :1] != labels[..., -1:]).all():
+            module = AlongChannels(layer, labels.shape[-1])
+            self.found.append(_Step(node, [source], module))
+
+
+def _dimensions(labels: Tensor) -> list[int]:
+    """Those along which there are different channels."""
+    return [
+        dim
+        for dim in range(labels.ndim)
+        if labels.shape[dim] and (labels.select(dim, 0) != labels.select(dim, -1)).any()
+    ]
 
 
 def _dimension_after(node: fx.Node, dim: int, n_dims: int) -> int:
     """Where a dimension of what a node reads lies in what it makes, which has `n_dims`."""
-    kind, given = _reduction(node)
-    along = given.get("dim", 0)
+    along = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     if node.target is torch.stack and isinstance(along, int):
         return dim + (along % n_dims <= dim)
-    if kind not in KINDS or given.get("keepdim") or not isinstance(along, int | list | tuple):
+    found = reduction(node)
+    if found is None or found.keepdim:
         return dim
-    dims = [along] if isinstance(along, int) else along
-    return dim - sum(d % (n_dims + len(dims)) < dim for d in dims)
-
-
-def _reduction(node: fx.Node) -> tuple[str, dict[str, Any]]:
-    """What a node does, and its arguments by the names that reductions have for them."""
-    kind = str(getattr(node.target, "__name__", node.target))
-    return kind, dict(zip(("input", "dim", "keepdim"), node.args)) | dict(node.kwargs)
+    return dim - sum(d % (n_dims + len(found.dims)) < dim for d in found.dims)
 
 
 def _is_padded_in_space(labels: Tensor, dim: int) -> bool:
     """Whether some channel has entries that are nobody's."""
+    if not -labels.ndim <= dim < labels.ndim:  # a list of positions, and their like
+        return False
     nobodys = (labels == 0).movedim(dim, 0).flatten(1)
     return bool((nobodys != nobodys[:, :1]).any())
 
@@ -249,8 +269,11 @@ class _Watch(Watching):
 
 
 def _replace(traced: fx.GraphModule, step: _Step) -> None:
+    if isinstance(step.module, AlongChannels):
+        traced.set_submodule(str(step.node.target), step.module)
+        return
     name = f"{type(step.module).__name__.lower()}_{step.node.name}"
     traced.add_submodule(name, step.module)
     with traced.graph.inserting_before(step.node):
-        call = traced.graph.call_module(name, (step.source,))
+        call = traced.graph.call_module(name, tuple(step.sources))
     step.node.replace_all_uses_with(call)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shapray.network.channel_dimension import channel_dimension
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Channels, Group
+from shapray.network.layers import Layer
 
 
 def leak(model: nn.Module, group: Group, image: Tensor) -> str | None:
@@ -58,7 +59,7 @@ def _poisoned(model: nn.Module, group: Group, gone: Tensor) -> Iterator[None]:
     handles = [
         module.register_forward_hook(hook(writer))
         for writer in group.writers
-        if isinstance(module := model.get_submodule(writer.module), nn.Conv2d | nn.Linear)
+        if isinstance(module := model.get_submodule(writer.module), Layer)
     ]
     try:
         yield

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shapray.network.group import CONSUMERS, STATISTICS, Group
 from shapray.network.index_maps import channels_left
+from shapray.network.layers import Layer, dimensions, rows
 from shapray.network.statistics import AlwaysKept
 
 
@@ -25,21 +26,22 @@ def silenced(
     with torch.no_grad():
         for name, channels in channels_left(groups, removed, CONSUMERS).items():
             consumer = network.get_submodule(name)
-            assert isinstance(consumer, nn.Conv2d | nn.Linear)
+            assert isinstance(consumer, Layer)
             consumer.weight.copy_(without(consumer, channels))
     for name, channels in channels_left(groups, removed, STATISTICS).items():
         network.set_submodule(name, AlwaysKept(network.get_submodule(name), channels))
     return network
 
 
-def without(layer: nn.Conv2d | nn.Linear, channels: Tensor) -> Tensor:
+def without(layer: Layer, channels: Tensor) -> Tensor:
     """A layer's weight, zero for what it would read of channels that are gone.
 
     Args:
         channels: (n_channels,) bool, those that are left.
     """
-    n_groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    stay = channels.to(layer.weight.device).view(n_groups, 1, -1)
-    weight = layer.weight.unflatten(0, (n_groups, -1))
-    stay = stay[(..., *[None] * (weight.ndim - 3))]
-    return weight.masked_fill(~stay, 0).flatten(0, 1)
+    weight = rows(layer)
+    n_groups = getattr(layer, "groups", 1)
+    of_groups = channels.to(weight.device).view(n_groups, 1, -1)
+    reads = of_groups.expand(-1, len(weight) // n_groups, -1).flatten(0, 1)  # (outputs, inputs)
+    left = weight.masked_fill(~reads[(..., *[None] * (weight.ndim - 2))], 0)
+    return left.transpose(*dimensions(layer)) if dimensions(layer) == (1, 0) else left

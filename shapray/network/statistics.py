@@ -2,19 +2,20 @@
 
 A LayerNorm, or a GroupNorm of one group, subtracts a mean over channels and divides by their
 deviation. With some channels removed these are over the others; to read zeros in their place would
-be another network.
+be another network. A convolution along the channels reads zeros where they were.
 """
 
 import torch
 from torch import Tensor, nn
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.channel_dimension import channel_dimension
 from shapray.network.reduced import Reduced
 
 
 def is_over_channels(module: nn.Module) -> bool:
     """Whether what a layer puts out for a channel depends on all channels of its input."""
-    if isinstance(module, Reduced):
+    if isinstance(module, Reduced | AlongChannels):
         return True
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
@@ -30,7 +31,7 @@ class KeptNorm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        assert isinstance(norm, nn.LayerNorm | nn.GroupNorm | Reduced)
+        assert isinstance(norm, nn.LayerNorm | nn.GroupNorm | Reduced | AlongChannels)
         assert is_over_channels(norm)
         self.norm = norm
 
@@ -44,7 +45,7 @@ class KeptNorm(nn.Module):
         """
         channel = channel_dimension(self.norm, x.shape)
         weight = kept.to(x.dtype).expand(x.shape)
-        if isinstance(self.norm, Reduced):
+        if isinstance(self.norm, Reduced | AlongChannels):
             return self.norm.of_kept(x, weight)
         dims = [channel] if isinstance(self.norm, nn.LayerNorm) else list(range(1, x.ndim))
         gone = weight == 0  # not a product: 0 * inf would be nan

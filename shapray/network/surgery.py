@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from shapray.network.group import MOVES, Group
 from shapray.network.index_maps import Kept, channels_left, kept_channels
+from shapray.network.layers import dimensions, rows
 from shapray.network.moved import Moved
 from shapray.network.statistics import AlwaysKept
 
@@ -51,7 +53,7 @@ def _cut_module(module: nn.Module, kept: Kept) -> None:
         _keep(module, "weight", 1, kept.inputs)
         _keep(module, "bias", 0, kept.outputs)
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Conv2d):
+    elif isinstance(module, _ConvNd):
         _cut_convolution(module, kept)
     else:
         assert kept.outputs is not None
@@ -83,21 +85,31 @@ def _n_channels(module: nn.Module) -> int:
     return count
 
 
-def _cut_convolution(module: nn.Conv2d, kept: Kept) -> None:
+def _cut_convolution(module: _ConvNd, kept: Kept) -> None:
     _keep(module, "bias", 0, kept.outputs)
+    if module.groups > 1:
+        _cut_groups(module, kept)
+    else:
+        of_outputs, of_inputs = dimensions(module)
+        _keep(module, "weight", of_outputs, kept.outputs)
+        _keep(module, "weight", of_inputs, kept.inputs)
+    module.out_channels, module.in_channels = (
+        rows(module).shape[0],
+        rows(module).shape[1] * module.groups,
+    )
+
+
+def _cut_groups(module: _ConvNd, kept: Kept) -> None:
+    """Of a convolution group every output reads the same inputs, as many as those of the others; a
+    group without outputs is gone."""
     outputs = _index(kept.outputs, module.out_channels, module.weight)
     inputs = _index(kept.inputs, module.in_channels, module.weight)
-    # of a convolution group every output reads the same inputs, as many as those of the others
     of_output = outputs // (module.out_channels // module.groups)
     in_group = module.in_channels // module.groups
     alive, place = of_output.unique(return_inverse=True)
     read = inputs[torch.isin(inputs // in_group, alive)].view(len(alive), -1) % in_group
     _put(module, "weight", module.weight.detach()[outputs[:, None], read[place]])
     module.groups = len(alive)
-    module.out_channels, module.in_channels = (
-        module.weight.shape[0],
-        module.weight.shape[1] * module.groups,
-    )
 
 
 def _keep(module: nn.Module, name: str, dim: int, kept: tuple[int, ...] | None) -> None:

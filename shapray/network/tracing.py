@@ -9,13 +9,16 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.moved import Moved
 from shapray.network.padded import Padded
 from shapray.network.reduced import Reduced
+from shapray.network.reductions import COMPOSED
+from shapray.network.reshaped import Reshaped
 from shapray.network.statistics import KeptNorm
 
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-STEPS = (Moved, Padded, Reduced)
+STEPS = (AlongChannels, Moved, Padded, Reduced, Reshaped)
 
 
 def traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -60,6 +63,22 @@ class LayerTracer(fx.Tracer):
             for handle in handles:
                 handle.remove()
         return found
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        """The value of an operation; of what is composed of several, theirs."""
+        if kind in ("call_function", "call_method") and target in COMPOSED:
+            composed = COMPOSED[target](*args, **kwargs)
+            if composed is not NotImplemented:
+                return composed
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if not _is_of_sizes(obj.node):

@@ -1,6 +1,6 @@
 """Channels followed through one forward pass of a network.
 
-Layers with weights (`Conv2d`, `Linear`) read channels and put out new ones; everything between them
+Layers with weights (see `layers`) read channels and put out new ones; everything between them
 is followed operation by operation, as PyTorch runs them (see `operations`), so that it does not
 matter how a forward is written, nor whether it could be traced.
 """
@@ -17,9 +17,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.channel_dimension import channel_dimension
-from shapray.network.coupling import Coupling
+from shapray.network.coupling import MIXED, Coupling
 from shapray.network.labels import LabelledTensors
+from shapray.network.layers import Layer, is_scored
 from shapray.network.moved import Moved
 from shapray.network.operations import Call, by_name, is_view, rule_for
 from shapray.network.reduced import Reduced
@@ -182,8 +184,9 @@ class _Tracker(Watching):
         if is_over_channels(module):
             self._pass_norm(name, module, self.reading, output)
             return
+        assert isinstance(module, Layer)
         labels = self._pass_layer(name, module, self.reading)
-        dims = [1] * (0 if isinstance(module, nn.Linear) else len(module.kernel_size))  # type: ignore[arg-type]
+        dims = [1] * (0 if isinstance(module, nn.Linear) else len(module.kernel_size))
         if output.shape[-1 - len(dims)] != len(labels):  # of a class derived from PyTorch's
             reason = f"{name}, a {type(module).__name__}, puts out other channels than its weights'"
             self.coupling.exclude(torch.cat([labels, self.found.inputs[name]]), reason)
@@ -200,19 +203,26 @@ class _Tracker(Watching):
         self.found.statistics[name] = read
         if isinstance(module, Reduced):
             return  # what it puts out is no channel's
-        self.found.norms[name] = read
+        if isinstance(module, AlongChannels):  # its parameters are no channel's, its places are
+            self.coupling.together([read, self.tensors.of(module.places)], "")
+        else:
+            self.found.norms[name] = read
         shape = [-1 if d == channel else 1 for d in range(reading.ndim)]
         self.tensors.put(output, read.view(shape))
 
-    def _pass_layer(self, name: str, module: nn.Module, reading: Tensor) -> Tensor:
+    def _pass_layer(self, name: str, module: Layer, reading: Tensor) -> Tensor:
         """Labels of a layer's outputs, (n_channels,), from those of what it reads."""
-        channel = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
+        channel = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
         dims = [d for d in range(reading.ndim) if d != reading.ndim + channel]
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if reading.shape[channel] == 1 and self.coupling.same_along(reading, dims) is None:
+            kind = type(module).__name__
+            self.coupling.exclude(reading, f"{MIXED} by {name}, a {kind} along them")
+            read = torch.zeros(1)
+        elif is_scored(module):
             read = self.coupling.one_along(reading, dims)
         else:
             kind = type(module).__name__
-            self.coupling.exclude(reading, f"{name} reads it, a {kind}")
+            self.coupling.exclude(reading, f"{name} reads it, a {kind} in groups")
             read = torch.zeros(reading.shape[channel])
         if name in self.found.inputs:  # called again: its weights are for both
             self._unite_calls(name, self.found.inputs[name], read)
@@ -220,11 +230,10 @@ class _Tracker(Watching):
         self.found.inputs[name] = read
         n_outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         if name not in self.found.outputs:
-            self.found.outputs[name] = self.coupling.classes.fresh(int(n_outputs))  # type: ignore[arg-type]
+            self.found.outputs[name] = self.coupling.classes.fresh(n_outputs)
         outputs = self.found.outputs[name]
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            kind = type(module).__name__
-            self.coupling.exclude(outputs, f"{name} is a {kind}; Conv2d and Linear are scored")
+        if not is_scored(module):
+            self.coupling.exclude(outputs, f"{name} is a {type(module).__name__} in groups")
         elif name in self.tied:
             reason = f"{name} and {self.tied[name]} share their weights"
             self.coupling.exclude(torch.cat([read, outputs]), reason)

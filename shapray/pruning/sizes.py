@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shapray.network.along_channels import AlongChannels
 from shapray.network.group import Group
+from shapray.network.layers import Layer, dimensions
 from shapray.pruning.evaluate import count_macs
 
 
@@ -45,10 +47,10 @@ class Sizes:
         for name, module in model.named_modules():
             own = sum(p.numel() for p in module.parameters(recurse=False))
             weights = 0
-            if isinstance(module, nn.Conv2d | nn.Linear):  # its weight may be made of other ones
+            if isinstance(module, Layer):  # its weight may be made of other ones
                 weights = module.weight.numel()
                 own = weights + (0 if module.bias is None else module.bias.numel())
-            if own:
+            if own and not isinstance(module, AlongChannels):  # its own stay
                 self._layers[name] = _Layer(macs.get(name, 0), weights, own - weights)
         for group in groups:
             self._connect(group)
@@ -129,18 +131,19 @@ def _macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Of convolutions and linear layers, all calls together."""
     found: dict[str, int] = {}
 
-    def watch(name: str, module: nn.Conv2d | nn.Linear) -> torch.utils.hooks.RemovableHandle:
-        n_out = module.weight.shape[0]
+    def watch(name: str, module: Layer) -> torch.utils.hooks.RemovableHandle:
+        def add(
+            _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+        ) -> None:
+            # every position of what a transposed one reads meets every weight
+            numbers = (args or [kwargs["input"]])[0] if dimensions(module) == (1, 0) else output
+            n_positions = numbers.numel() // module.weight.shape[0]
+            found[name] = found.get(name, 0) + n_positions * module.weight.numel()
 
-        def add(_: nn.Module, __: object, output: Tensor) -> None:
-            found[name] = found.get(name, 0) + output.numel() // n_out * module.weight.numel()
-
-        return module.register_forward_hook(add)
+        return module.register_forward_hook(add, with_kwargs=True)
 
     handles = [
-        watch(name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        watch(name, module) for name, module in model.named_modules() if isinstance(module, Layer)
     ]
     try:
         with torch.inference_mode():

@@ -118,3 +118,12 @@ def test_logits_that_are_all_zero_prove_nothing():
     assert reason == (
         "masked and pruned network cannot be compared: all outputs are 0 with 1 of 5 units removed"
     )
+
+
+def test_of_a_traced_network_the_reason_is_all_that_is_said(capsys):
+    mixed = Mixed(lambda x: x.reshape(x.shape[0], 8, *[x.shape[2]] * 2))
+    model = torch.fx.symbolic_trace(lively(mixed))
+    reason = check_group(model, groups_by_name(model)["conv1"], images(), seed=0)
+    assert reason is not None
+    assert "its forward does not run with 1 of 8 units removed" in reason
+    assert capsys.readouterr().err == ""

@@ -127,7 +127,7 @@ def test_what_cannot_be_scored_is_listed_with_its_reason():
             super().__init__()
             self.a = nn.Conv2d(3, 8, 1)
             self.grouped = nn.Conv2d(8, 8, 1, groups=2)
-            self.up = nn.ConvTranspose2d(8, 4, 2)
+            self.up = nn.ConvTranspose2d(8, 4, 2, groups=2)
             self.narrow = nn.Conv2d(4, 1, 1)
             self.unused = nn.Conv2d(3, 4, 1)
             self.fc = nn.Linear(1, 3)
@@ -138,15 +138,17 @@ def test_what_cannot_be_scored_is_listed_with_its_reason():
     groups = groups_by_name(lively(Odd()))
     assert {name: group.reason for name, group in groups.items()} == {
         "a": None,
-        "grouped": "up reads it, a ConvTranspose2d",
-        "up": "up is a ConvTranspose2d; Conv2d and Linear are scored",
+        "grouped": "up reads it, a ConvTranspose2d in groups",
+        "up": "up is a ConvTranspose2d in groups",
         "narrow": "it has a single unit",
         "unused": "never called, or the network's output does not depend on it",
         "fc": "its units are the network's outputs",
     }
-    model = lively(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2), Plain()))
+    model = lively(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, groups=2), Plain())
+    )
     model[2].conv1 = nn.Conv2d(4, 5, 1)
-    assert groups_by_name(model)["0"].reason == "1 reads it, a ConvTranspose2d"
+    assert groups_by_name(model)["0"].reason == "1 reads it, a ConvTranspose2d in groups"
 
 
 def test_linear_layers_on_tokens():

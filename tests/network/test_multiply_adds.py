@@ -36,6 +36,10 @@ def test_by_hand():
     assert counted(model, torch.zeros(1, 4, 3, 3)) == 6 * 2 * 9 + 6 * 5
 
 
+def test_of_a_transposed_convolution_by_hand():
+    assert counted(nn.ConvTranspose2d(4, 6, 2, stride=2), torch.zeros(1, 4, 3, 3)) == 9 * 4 * 6 * 4
+
+
 @pytest.mark.slow
 def test_the_compiler_is_not_imported():
     program = (

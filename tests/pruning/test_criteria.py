@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import case
+from mechanisms import Transposed
 from networks import NETWORKS
 from plain import Plain, groups_by_name, images, lively, without
 from torch import Tensor, nn
@@ -117,6 +118,12 @@ def test_norms_count_depthwise_convolutions_and_not_what_reads():
         weight.abs().flatten(1).sum(1) for weight in (model.expand[0].weight, model.depth[0].weight)
     ]
     assert found == pytest.approx(sum(expected).double().numpy())
+
+
+def test_norms_of_a_transposed_convolution_are_of_what_it_puts_out():
+    model = lively(Transposed())
+    found = criterion("l1_norm", model, [groups_by_name(model)["up"]], images(), None)["up"]
+    assert found == pytest.approx(model.up.weight.detach().abs().sum((0, 2, 3)).numpy())
 
 
 def test_a_group_without_batchnorm_cannot_be_ranked_by_its_scale():

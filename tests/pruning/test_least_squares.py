@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import DATA, case
+from mechanisms import Sequences, Transposed, Volumes
 from networks import NETWORKS
 from plain import Plain, groups_by_name, images, lively, without
 from slow_fit import fitted, penalty, rows_of
@@ -280,6 +281,18 @@ def test_a_consumer_that_is_called_twice_is_left_out_and_the_rest_is_not():
     kept[:, [0, 3]] = 0
     assert torch.equal(found.network.conv2.weight, kept)
     assert distance(found.network, model, x) < distance(bare(model, {"conv1": [0, 3]}, x), model, x)
+
+
+@pytest.mark.parametrize("kind", [Transposed, Sequences, Volumes])
+def test_convolutions_of_another_kind_are_cut_and_what_follows_is_refitted(kind):
+    model, x = lively(kind()), images(20)
+    first, second = kind.units
+    found = refitted(model, {first: [0, 3]}, x)
+    assert list(found.left_out) == [second]
+    assert "what is refitted is Conv2d and Linear" in found.left_out[second]
+    assert found.layers == ("last", "classifier")
+    cut = bare(model, {first: [0, 3]}, x)
+    assert distance(found.network, model, x) < distance(cut, model, x)
 
 
 def test_layers_that_the_trace_does_not_show_are_named():

@@ -5,12 +5,16 @@ import random
 import pytest
 import torch
 from cases import case
+from mechanisms import Sequences, Transposed, Volumes
+from mechanisms_over_channels import EfficientAttention
 from networks import NETWORKS
 from plain import Plain, groups_by_name, lively, without
 from torch import nn
 
+from shapray.network.cuttable import cuttable
 from shapray.network.find import find_groups
 from shapray.network.index_maps import removable
+from shapray.network.surgery import prune_model
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.sizes import Sizes
 
@@ -33,6 +37,18 @@ def test_sizes_are_those_of_the_cut_network(name):
         counts = {group: len(units) for group, units in removed.items()}
         found = sizes.parameters(counts), sizes.macs(counts)
         assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Transposed, Sequences, Volumes, EfficientAttention])
+def test_of_any_convolution_they_are_those_of_the_cut_network(kind):
+    example = torch.zeros(1, 3, 8, 8)
+    network, groups = cuttable(lively(kind()), example)
+    sizes = Sizes(network, groups, example)
+    assert (sizes.all_parameters, sizes.all_macs) == count_macs(network, example)
+    removed = {group.name: [0, 2] for group in groups if group.reason is None}
+    expected = count_macs(prune_model(network, groups, removed), example)
+    counts = dict.fromkeys(removed, 2)
+    assert (sizes.parameters(counts), sizes.macs(counts)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_all_of_a_resnet():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shapray.network.group import Channels, Group
+from shapray.network.layers import Layer, rows
 from shapray.pruning.criteria.inputs import Inputs
 
 
@@ -43,11 +44,9 @@ def _row_norms(inputs: Inputs, norm: Callable[[Tensor], Tensor]) -> dict[str, np
         group.name: _per_unit(
             group,
             {
-                writer: norm(_exact(module.weight).flatten(1))
+                writer: norm(_exact(rows(module)).flatten(1))
                 for writer in group.writers
-                if isinstance(
-                    module := inputs.model.get_submodule(writer.module), nn.Conv2d | nn.Linear
-                )
+                if isinstance(module := inputs.model.get_submodule(writer.module), Layer)
             },
         )
         for group in inputs.groups

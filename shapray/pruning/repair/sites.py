@@ -51,14 +51,17 @@ def find_sites(
     layers = {n: m for n, m in folded.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     calls = [n for n in folded.graph.nodes if n.op == "call_module" and n.target in layers]
     times = Counter(str(call.target) for call in calls)
-    left_out = dict.fromkeys(
-        sorted(starts - times.keys()),
-        "it is called inside a module that torch.fx does not look into",
-    )
+    left_out = {
+        name: "it is called inside a module that torch.fx does not look into"
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        else f"it is a {type(module).__name__}; what is refitted is Conv2d and Linear"
+        for name in sorted(starts - times.keys())
+        for module in [network.get_submodule(name)]
+    }
     sites, changed = [], set[fx.Node]()
     for node in folded.graph.nodes:
         if not (
-            (node in calls and node.target in starts)
+            (node.op == "call_module" and node.target in starts)
             or any(source in changed for source in node.all_input_nodes)
         ):
             continue
