@@ -36,7 +36,8 @@ def agree(
         masked = model(images.clone())  # it may change its input
     groups = [group for group, _ in removed]
     try:
-        pruned = prune_model(model, groups, {group.name: units for group, units in removed})
+        units_of = {group.name: units for group, units in removed}
+        pruned = prune_model(model, groups, units_of, share=True)
     except Exception:  # a layer that has something else along its channels
         return (
             f"a layer cannot be cut {in_words}: it has tensors that do not lie along its channels"
