@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -110,7 +111,10 @@ class NetworkSplit:
         return max(1, n_bytes * self.parts.side_numbers)
 
     def _in_precision(self, tail: fx.GraphModule) -> fx.GraphModule:
-        """A copy of a tail in the split's precision; what comes in must have it already."""
+        """A tail in the split's precision; what comes in must have it already. It shares no weights
+        with another, unless it can neither change their type nor their layout."""
+        if self.dtype == torch.float32 and self.device.type == "cpu":
+            return tail
         tail = copy.deepcopy(tail).to(self.dtype)
         if self.dtype == torch.float32:
             return tail
@@ -181,17 +185,21 @@ class NetworkGame(Game):
             else:
                 self._look_for_active()
             self.sums = self._summed()
-            self.reference = self._ends()
-        labels = None if labels is None else labels.to(self.device)
-        self._value = Value(value, labels, self.reference[:, 1].double())
+        self._value_name = value
+        self._labels = None if labels is None else labels.to(self.device)
 
-    def _ends(self) -> Tensor:
+    @cached_property
+    def reference(self) -> Tensor:  # type: ignore[override]
         """Outputs of the empty and the full coalition, in the same way as of sampled ones: another
         way, as that of a masked tail in bfloat16, would give them an offset."""
         every, n = torch.arange(len(self.images)), self.n_players
         ends = torch.stack([torch.zeros(n), torch.ones(n)]).bool()
         found = self.outputs(every.repeat_interleave(2), ends.repeat(len(every), 1))
         return found.unflatten(0, (-1, 2))
+
+    @cached_property
+    def _value(self) -> Value:
+        return Value(self._value_name, self._labels, self.reference[:, 1].double())
 
     def _look_for_active(self) -> None:
         """Null players of a network that is not split, from what its consumers read."""
@@ -239,7 +247,7 @@ class NetworkGame(Game):
         sums = self.sums
         if sums is None:
             return super().along(images, orders, wanted)
-        n_outputs = self.reference.shape[2]
+        n_outputs = self.split.n_outputs
         return self._halving(lambda: sums.along(images, orders, wanted, self.rows, n_outputs))
 
     def subset_values(self, image: int, players: Tensor) -> Tensor:
@@ -291,7 +299,7 @@ class NetworkGame(Game):
     @torch.inference_mode()
     def _outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
         if len(images) == 0:
-            return self.reference.new_empty(0, self.reference.shape[2])
+            return torch.empty(0, self.split.n_outputs, device=self.device)
         images, coalitions = upload(images, self.device), upload(coalitions, self.device)
         run = self._hooked if self.split.parts is None else self._masked
         return torch.cat(

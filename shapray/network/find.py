@@ -226,5 +226,6 @@ def _unread(name: str, module: nn.Module) -> Group:
 
 def _units_of(labels: list[int], units: Mapping[int, int]) -> tuple[int, ...] | None:
     """Per channel its unit, -1 for none; None if there is no unit's among them."""
-    found = tuple(units.get(label, -1) for label in labels)
-    return found if max(found, default=-1) >= 0 else None
+    if units.keys().isdisjoint(labels):
+        return None
+    return tuple(units.get(label, -1) for label in labels)

@@ -16,18 +16,24 @@ from shapray.network.statistics import AlwaysKept
 
 
 def prune_model(
-    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
+    model: nn.Module,
+    groups: Sequence[Group],
+    removed: Mapping[str, Sequence[int]],
+    *,
+    share: bool = False,
 ) -> nn.Module:
     """A deep copy of `model` without some units; `model` itself is left alone.
 
     Args:
         groups: of the network, from `find_groups`.
         removed: name of a group -> its units to remove, as numbered there.
+        share: parameters and buffers that lose nothing are the model's own, for a quick look.
     Raises:
         ValueError: as `kept_channels`.
     """
     with torch.inference_mode(False):  # what is copied in inference mode can never require grad
-        pruned = copy.deepcopy(model)
+        shared = (*model.parameters(), *model.buffers()) if share else ()
+        pruned = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
         for name, module in list(pruned.named_modules()):
             if isinstance(module, AlwaysKept):  # of a silenced network: now it is really cut
                 pruned.set_submodule(name, module.norm)
