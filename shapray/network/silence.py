@@ -28,5 +28,9 @@ def silenced(
             assert isinstance(consumer, nn.Conv2d | nn.Linear)
             consumer.weight[:, ~channels] = 0
     for name, channels in channels_left(groups, removed, STATISTICS).items():
-        network.set_submodule(name, AlwaysKept(network.get_submodule(name), channels))
+        norm = network.get_submodule(name)
+        if isinstance(norm, AlwaysKept):  # the network has been silenced before
+            norm.kept = torch.as_tensor(norm.kept) & channels
+        else:
+            network.set_submodule(name, AlwaysKept(norm, channels))
     return network
