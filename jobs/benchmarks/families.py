@@ -211,8 +211,10 @@ def table(rows: Sequence[Row]) -> str:
 def _in_words(networks: Sequence[str], rows: Sequence[Row]) -> str:
     measured = [row["network"] for row in rows]
     shown = [name.removeprefix("torchvision:") for name in networks if name in measured]
-    few = [f"`{name}`" for name in (shown if len(shown) <= 2 else (shown[0], shown[-1]))]
-    words = " … ".join(few) + (f" ({len(shown)})" if len(shown) > 2 else "")
+    if len(shown) > 2:
+        words = f"`{shown[0]}` … `{shown[-1]}` ({len(shown)})"
+    else:
+        words = ", ".join(f"`{name}`" for name in shown)
     return words + (" (program)" if any(row["program"] for row in rows) else "")
 
 
@@ -224,7 +226,7 @@ def _numbers(rows: Sequence[Row], aim: float) -> list[str]:
     return [
         f"{n_groups:,}",
         f"{n_units:,}",
-        _bold(f"{share:.1%}".replace(".0%", "%").replace("%", " %"), share < aim),
+        _bold(_percent(share), share < aim),
         "; ".join(f"{n:,}: {reason}" for reason, n in excluded(rows).most_common(3)),
         _bold(f"{largest:.0e}".replace("e-0", "e-"), largest > ERROR),
     ]
@@ -237,6 +239,12 @@ def excluded(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
         for entry in row["excluded"]:
             found[entry["reason"]] += entry["units"]
     return found
+
+
+def _percent(share: float) -> str:
+    """Of a share: 100 % is all of it."""
+    shown = f"{100 * share if share == 1 else min(100 * share, 99.9):.1f}"
+    return f"{shown.removesuffix('.0')} %"
 
 
 def _bold(text: str, is_missed: bool) -> str:
