@@ -1,7 +1,7 @@
 """The check that removing is masking."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,11 +16,11 @@ from shapray.network.surgery import prune_model
 
 CUT_TOLERANCE = 1e-5  # of the largest output, between a masked and a cut network
 TOLERANCE = 1e-4  # the same in float32, between two ways to the same
+Cut = Sequence[tuple[Group, Sequence[int]]]
+"""Groups, and of each the units that go."""
 
 
-def agree(
-    model: nn.Module, removed: Sequence[tuple[Group, Sequence[int]]], images: Tensor
-) -> str | None:
+def agree(model: nn.Module, removed: Cut, images: Tensor) -> str | None:
     """Whether the network with some units masked is the one without them; in words if not.
 
     What may be rounding, in float32, is looked at again in float64 if the network runs in that.
@@ -32,12 +32,7 @@ def agree(
     """
     in_words = ", ".join(f"{len(units)} of {group.n_units}" for group, units in removed)
     in_words = f"with {in_words} units removed"
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for group, units in removed:
-            coalition = torch.ones(group.n_units, dtype=torch.bool)
-            coalition[list(units)] = False
-            stack.enter_context(mask_consumers(model, group, coalition))
-        masked = model(images.clone())  # it may change its input
+    masked = masked_outputs(model, removed, images)
     groups = [group for group, _ in removed]
     try:
         units_of = {group.name: units for group, units in removed}
@@ -68,11 +63,30 @@ def agree(
     return difference and f"masked and pruned network {difference} {in_words}"
 
 
+def masked_outputs(model: nn.Module, removed: Cut, images: Tensor) -> Tensor:
+    """What the network makes of images where the readers of some units see none; arguments as of
+    `agree`."""
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for group, units in removed:
+            coalition = torch.ones(group.n_units, dtype=torch.bool)
+            coalition[list(units)] = False
+            stack.enter_context(mask_consumers(model, group, coalition))
+        outputs: Tensor = model(images.clone())  # it may change its input
+    return outputs
+
+
 def check_together(
     model: nn.Module, groups: Sequence[Group], images: Tensor, seed: int
 ) -> str | None:
     """`agree` of many groups that are cut at once, on three random coalitions; which of them does
-    not is for `check_group` to say.
+    not is for `check_group` to say."""
+    return next(
+        filter(None, (agree(model, cut, images) for cut in random_cuts(groups, seed))), None
+    )
+
+
+def random_cuts(groups: Sequence[Group], seed: int) -> Iterator[Cut]:
+    """Three cuts of many groups at once.
 
     Each group loses another number of units, up to half of them, and one in four none: a forward
     that is right as long as its halves stay equal is not taken for right.
@@ -86,9 +100,7 @@ def check_together(
             stays_whole = int(torch.randint(4, (), generator=random)) == 0 and len(groups) > 1
             if not stays_whole:
                 removed.append((group, removable(group, order)[: whole_steps(group, n_gone)]))
-        if found := agree(model, removed, images):
-            return found
-    return None
+        yield removed
 
 
 def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> str | None:
@@ -115,13 +127,17 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
 def disagreement(found: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> str | None:
     """How outputs differ from what they should be, in words; None if they do not.
 
-    The measure is max |found - right| / max |right|, over the outputs of all images; `tolerance` is
-    what it may be.
+    `tolerance` is what the `relative_error` may be.
     """
-    largest = right.abs().max().item()
-    if largest == 0:
+    if not right.any():
         return "cannot be compared: all outputs are 0"
-    difference = (found.to(right.device) - right).abs().max().item() / largest
+    difference = relative_error(found, right)
     if difference <= tolerance:  # nan does not
         return None
     return f"differ: relative error {difference:.2g}"
+
+
+def relative_error(found: Tensor, right: Tensor) -> float:
+    """max |found - right| / max |right|, over the outputs of all images."""
+    difference = (found.to(right.device) - right).abs().max() / right.abs().max()
+    return difference.item()

@@ -29,7 +29,11 @@ def silenced(
             assert isinstance(consumer, Layer)
             consumer.weight.copy_(without(consumer, channels))
     for name, channels in channels_left(groups, removed, STATISTICS).items():
-        network.set_submodule(name, AlwaysKept(network.get_submodule(name), channels))
+        norm = network.get_submodule(name)
+        if isinstance(norm, AlwaysKept):  # the network has been silenced before
+            norm.kept = torch.as_tensor(norm.kept) & channels
+        else:
+            network.set_submodule(name, AlwaysKept(norm, channels))
     return network
 
 
