@@ -55,6 +55,11 @@ class Entry:
         """How many of the consumer's outputs a unit adds to."""
         return math.prod(self.shape) // len(self.units)
 
+    @property
+    def product_macs(self) -> int:
+        """Multiply-adds of the sum of any coalition."""
+        return self.unit_numbers * self.units.numel()
+
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a layer does what PyTorch's Conv2d, padding with zeros, or Linear does; one of a

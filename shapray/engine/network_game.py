@@ -74,6 +74,9 @@ class NetworkSplit:
             bytes_per_row = self.parts.bytes_per_row
         else:
             bytes_per_row = _hooked_bytes(folded, example.to(self.device))
+        # Else all outputs come the same way: ways that round otherwise give each other an offset.
+        rounds = self.dtype != torch.float32 or self.tf32
+        self.multiplies = rounds or (self.parts is not None and self.parts.multiplied)
         self.head_macs, self.tail_macs = _macs(self.parts, folded, example.to(self.device))
         # The process itself, the cached sides and the tables have their share of the bound.
         on_cpu = self.device.type == "cpu"
@@ -206,7 +209,12 @@ class NetworkGame(Game):
         on_cpu = self.device.type == "cpu"
         at_once = min(self.rows, HEAD_IMAGES) if on_cpu else self.rows
         found = [parts.head(part) for part in self.images.split(at_once)]
-        return [_channels_last(torch.cat(side)) for side in zip(*found, strict=True)]
+        sides = [torch.cat(parts_of_side) for parts_of_side in zip(*found, strict=True)]
+        # In the layout of the weights: otherwise every batch would be turned around again.
+        return [
+            side.contiguous(memory_format=torch.channels_last) if is_map else side.contiguous()
+            for side, is_map in zip(sides, self.split.masked_tail.are_maps, strict=False)
+        ]
 
     def _find_active(self, parts: Split) -> None:
         if not self.split.group.flat:
@@ -277,7 +285,7 @@ class NetworkGame(Game):
 
     def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
         sums = self.sums
-        if sums is None:
+        if sums is None or not self.split.multiplies:
             return self.masked_outputs(images, coalitions)
         n_outputs = self.split.n_outputs
         return self._halving(
@@ -319,13 +327,6 @@ class NetworkGame(Game):
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """In the layout of the weights: otherwise every batch would be turned around again."""
-    if tensor.dim() == 4:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.contiguous()
 
 
 def _macs(parts: Split | None, network: nn.Module, example: Tensor) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from shapray.network.channel_dimension import channel_dimension
 from shapray.network.group import Channels, Group
 from shapray.network.statistics import KeptNorm
 
+WORTH = 2  # multiply-adds of a layer: of a product it is one, as a table is larger than weights
+
 
 class UnsplittableError(ValueError):
     """The traced network does not show every consumer of a group; the message says which."""
@@ -37,6 +39,7 @@ class Split:
             dimension.
         entries: of the summed way; empty if it is not open to this group.
         summed: (values of the entries per row, sides per row) -> outputs, or None.
+        multiplied: whether products of coalitions with contributions are quicker than consumers.
         summed_sides: indices of the sides that `summed` reads.
         sources: per consumer, the index of its input among the sides; None in a deep group.
         bytes_per_row: most that is alive at once in the tail, float32.
@@ -49,6 +52,7 @@ class Split:
     masks: tuple[Tensor, ...]
     entries: tuple[Entry, ...]
     summed: fx.GraphModule | None
+    multiplied: bool
     summed_sides: tuple[int, ...]
     sources: tuple[int | None, ...]
     bytes_per_row: int
@@ -128,6 +132,7 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
         masks=tuple(_mask(folded, call, by_module[str(call.target)]) for call in calls),
         entries=entries,
         summed=summed,
+        multiplied=sum(e.macs for e in entries) > WORTH * sum(e.product_macs for e in entries),
         summed_sides=summed_sides,
         sources=sources,
         bytes_per_row=_peak_bytes(masked),
