@@ -117,7 +117,7 @@ def _added(entry: Entry, source: Tensor) -> Tensor:
     Args:
         source: the consumer's input.
     """
-    consumer, channels = entry.consumer, entry.channels[entry.units.flatten()]
+    consumer, channels = entry.consumer, entry.channels
     # (n_channels, kernel height, width, outputs of the channel's block)
     weight = consumer.weight.unflatten(0, (len(entry.units), -1)).movedim(1, -1).flatten(0, 1)
     weight = weight[channels].flatten(1, -2)  # (n_units, channels_per_unit * kernel, outputs)

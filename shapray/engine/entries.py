@@ -24,8 +24,8 @@ class Entry:
 
     Attributes:
         consumer: the module that reads the group's channels.
-        channels: (n_units, channels_per_unit) int64, its input channels of each unit; on the
-            consumer's device.
+        channels: (n_units, channels_per_unit) int64, its input channels of each unit, in the order
+            of `units`; on the consumer's device.
         units: (n_blocks, units_per_block) int64, those that add to each block of its outputs;
             on the host.
         node: name of the graph's node whose value is the sum: the consumer's output, or what
@@ -104,7 +104,7 @@ def find_entries(
         entries.append(
             Entry(
                 consumer=consumer,
-                channels=channels.to(consumer.weight.device),
+                channels=channels[units.flatten()].to(consumer.weight.device),
                 units=units,
                 node=node.name,
                 source=sides.index(source),  # type: ignore[arg-type]

@@ -69,14 +69,15 @@ class NetworkSplit:
             if not has_convolution(self.parts.summed or self.parts.masked):
                 self.dtype = torch.float32  # bound by memory: converting costs more than it saves
             self.masked = self._in_precision(self.parts.masked)
-            self.summed = self.parts.summed and self._in_precision(self.parts.summed)
+            # In float32 every question goes the quicker way. Else all go one way: what is rounded
+            # otherwise has an offset.
+            exact = self.dtype == torch.float32 and not self.tf32
+            summed = self.parts.summed if exact or self.parts.multiplied else None
+            self.summed = summed and self._in_precision(summed)
             self.masks = [units.to(self.device) for units in self.parts.masks]
             bytes_per_row = self.parts.bytes_per_row
         else:
             bytes_per_row = _hooked_bytes(folded, example.to(self.device))
-        # Else all outputs come the same way: ways that round otherwise give each other an offset.
-        rounds = self.dtype != torch.float32 or self.tf32
-        self.multiplies = rounds or (self.parts is not None and self.parts.multiplied)
         self.head_macs, self.tail_macs = _macs(self.parts, folded, example.to(self.device))
         # The process itself, the cached sides and the tables have their share of the bound.
         on_cpu = self.device.type == "cpu"
@@ -285,7 +286,7 @@ class NetworkGame(Game):
 
     def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
         sums = self.sums
-        if sums is None or not self.split.multiplies:
+        if sums is None or not sums.multiplied:
             return self.masked_outputs(images, coalitions)
         n_outputs = self.split.n_outputs
         return self._halving(

@@ -2,7 +2,7 @@
 
 Two ways lead into the tail. *Masked*: the consumers read their cached inputs times the mask; right
 for every group. *Summed*: in a flat group the consumers' outputs are linear in the mask, so the
-output of a coalition is a sum of one contribution per unit and no consumer runs again.
+output of a coalition is a sum of one contribution per unit and no consumer runs again (`entries`).
 """
 
 import operator
@@ -18,7 +18,7 @@ from shapray.network.channel_dimension import channel_dimension
 from shapray.network.group import Channels, Group
 from shapray.network.statistics import KeptNorm
 
-WORTH = 2  # multiply-adds of a layer: of a product it is one, as a table is larger than weights
+WORTH = 2  # of a layer's multiply-adds take as long as one of a product, whose tables are large
 
 
 class UnsplittableError(ValueError):

@@ -29,6 +29,9 @@ class SummedGame:
         low_sides: the same in the tail's precision.
         n_players: units of the group.
         table_room: bytes that the contributions of the images in work may take.
+
+    Attributes:
+        multiplied: whether `coalitions` is quicker than the masked way.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class SummedGame:
         n_players: int,
         table_room: int,
     ) -> None:
-        self.entries, self.tail = parts.entries, tail
+        self.entries, self.multiplied, self.tail = parts.entries, parts.multiplied, tail
         self.sides, self.n_players = sides, n_players
         self.tail_sides = [low_sides[i] for i in parts.summed_sides]
         self.device = low_sides[0].device

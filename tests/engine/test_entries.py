@@ -175,10 +175,11 @@ def test_a_unit_takes_room_for_its_own_block_alone():
 
 def test_products_are_taken_where_a_layer_has_more_multiply_adds():
     """A kernel of 3 x 3 has nine times as many; a linear layer has as many."""
-    assert played(grouped(), grouped().group()).split.multiplies
-    assert not played(OverMaps(), "up").split.multiplies
-    # by masks, the outputs of a chain would be rounded otherwise than the empty and the full one's
-    assert played(OverMaps(), "up", "bfloat16").split.multiplies
+    assert played(grouped(), grouped().group()).sums.multiplied
+    assert not played(OverMaps(), "up").sums.multiplied
+    # Chains would be rounded otherwise than the empty and the full coalition.
+    assert played(OverMaps(), "up", "bfloat16").sums is None
+    assert played(grouped(), grouped().group(), "bfloat16").sums is not None
 
 
 def test_norms_over_channels_behind_a_group_leave_the_masked_way():
