@@ -70,7 +70,11 @@ class NetworkSplit:
             if not has_convolution(self.parts.summed or self.parts.masked):
                 self.dtype = torch.float32  # bound by memory: converting costs more than it saves
             self.masked = self._in_precision(self.parts.masked)
-            self.summed = self.parts.summed and self._in_precision(self.parts.summed)
+            # In float32 every question goes the quicker way. Else all go one way: what is rounded
+            # otherwise has an offset.
+            exact = self.dtype == torch.float32 and not self.tf32
+            summed = self.parts.summed if exact or self.parts.multiplied else None
+            self.summed = summed and self._in_precision(summed)
             self.masks = [units.to(self.device) for units in self.parts.masks]
             bytes_per_row = self.parts.bytes_per_row
         else:
@@ -214,7 +218,12 @@ class NetworkGame(Game):
         on_cpu = self.device.type == "cpu"
         at_once = min(self.rows, HEAD_IMAGES) if on_cpu else self.rows
         found = [parts.head(part) for part in self.images.split(at_once)]
-        return [_channels_last(torch.cat(side)) for side in zip(*found, strict=True)]
+        sides = [torch.cat(parts_of_side) for parts_of_side in zip(*found, strict=True)]
+        # In the layout of the weights: otherwise every batch would be turned around again.
+        return [
+            side.contiguous(memory_format=torch.channels_last) if is_map else side.contiguous()
+            for side, is_map in zip(sides, self.split.masked_tail.are_maps, strict=False)
+        ]
 
     def _find_active(self, parts: Split) -> None:
         if not self.split.group.flat:
@@ -285,7 +294,7 @@ class NetworkGame(Game):
 
     def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
         sums = self.sums
-        if sums is None:
+        if sums is None or not sums.multiplied:
             return self.masked_outputs(images, coalitions)
         n_outputs = self.split.n_outputs
         return self._halving(
@@ -327,13 +336,6 @@ class NetworkGame(Game):
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """In the layout of the weights: otherwise every batch would be turned around again."""
-    if tensor.dim() == 4:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.contiguous()
 
 
 def _macs(parts: Split | None, network: nn.Module, example: Tensor) -> tuple[int, int]:
