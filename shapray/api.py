@@ -28,8 +28,8 @@ from shapray.cluster.pool import Failure, Pool
 from shapray.cluster.start import open_pool
 from shapray.config import Cluster, Score
 from shapray.driver.console import PlainConsole
+from shapray.driver.group_table import groups_table
 from shapray.driver.inputs import CHECK_IMAGES
-from shapray.driver.plan import groups_table
 from shapray.driver.prices import chosen, is_piloted, pilot_images
 from shapray.driver.progress import meter
 from shapray.driver.tasks import group_tasks

@@ -23,6 +23,7 @@ from shapray.arguments import (
 from shapray.config import Cluster, Prune, Score
 from shapray.config.prune import TARGETS
 from shapray.driver.console import PlainConsole
+from shapray.driver.group_table import groups_of
 from shapray.inputs.model import made_plain
 from shapray.inputs.outputs import own
 from shapray.network.check import check_group
@@ -104,31 +105,34 @@ def plan(
     if model is None or images is None:
         if by_rank and not needed_criteria(asked):
             [ranking] = rankings(scores.scores, asked, {})
-            return _chooser(asked, n_units, None, None).choose(ranking, {}, key, share)
+            chooser = _chooser(asked, n_units, None, groups_of(scores.groups))
+            return chooser.choose(ranking, {}, key, share)
         raise ValueError(
             f"model, images: both are needed for {key}: {share}, allocation: {asked.allocation}, "
             f"rank_by: {', '.join(asked.rank_by)}; a ratio of the units by their scores needs none"
         )
     pixels = pixels_of(images)
     whole, _ = cuttable(scorable(model, pixels).network, pixels[:1], _escaped(n_units))
-    chooser = _chooser(asked, n_units, whole, pixels)
+    chooser = _chooser(asked, n_units, _sizes(whole, n_units, pixels[:1]))
     ranking, losses = ranked(chooser, scores.scores, whole, pixels, labels_of(labels, len(pixels)))
     return chooser.choose(ranking, losses, key, share)
 
 
 def _chooser(
-    asked: Prune, n_units: Mapping[str, int], whole: nn.Module | None, pixels: Tensor | None
+    asked: Prune, n_units: Mapping[str, int], sizes: Sizes | None, groups: Sequence[Group] = ()
 ) -> Chooser:
     """Raises ValueError for sizes that cannot be met."""
-    sizes = None
-    if whole is not None and pixels is not None:
-        groups = find_groups(whole, pixels[:1])
-        named(groups, list(n_units))
-        sizes = Sizes(whole, groups, pixels[:1])
-    chooser = Chooser(asked, n_units, sizes)
+    chooser = Chooser(asked, n_units, sizes, groups)
     chooser.check()
     check_rounds(asked, chooser)
     return chooser
+
+
+def _sizes(whole: nn.Module, names: Iterable[str], example: Tensor) -> Sizes:
+    """Raises ValueError for a group that the network lacks."""
+    groups = find_groups(whole, example)
+    named(groups, list(names))
+    return Sizes(whole, groups, example)
 
 
 def prune(model: nn.Module, cut: Mapping[str, Sequence[int]], example: Tensor) -> nn.Module:
@@ -268,7 +272,7 @@ def compress(
     asked = section_of(Prune, choosing | repairing | {"criteria": []})
     first = prepared(model, images, labels, **scoring)
     n_units = {group.name: group.n_units for group in first.scored}
-    chooser = _chooser(asked, n_units, first.model, first.images.pixels)
+    chooser = _chooser(asked, n_units, _sizes(first.model, n_units, first.images.pixels[:1]))
     check_images(asked, len(first.images), 0, labels is not None)
     with named_as_arguments():
         check_ways(asked, first.model, first.scored, first.images.pixels[:1])

@@ -218,10 +218,40 @@ class SizeOfAnother(Mechanism):
         self.forward = lambda x: self.end(F.relu(self.other(F.relu(self.stem(x)))))
 
 
-class Grouped(Mechanism):
-    """A convolution in groups between two without: its groups are the units."""
+class InParts(nn.Module):
+    """A convolution in groups of unequal size, which PyTorch has not: one for each.
 
-    units: ClassVar = {"a": 3}
+    Args:
+        whole: in groups of one size.
+        read, put_out: channels of it that are left.
+    """
+
+    def __init__(self, whole: nn.Conv2d, read: list[int], put_out: list[int]) -> None:
+        super().__init__()
+        self.parts, self.padding = nn.ParameterList(), whole.padding
+        self.places: list[list[int]] = []
+        n_in, n_out = (n // whole.groups for n in (whole.in_channels, whole.out_channels))
+        for group in range(whole.groups):
+            own = [i for i in read if i // n_in == group]
+            of_group = [i for i in put_out if i // n_out == group]
+            self.places.append([read.index(i) for i in own])
+            weight = whole.weight[of_group][:, [i % n_in for i in own]]
+            self.parts.extend((weight, whole.bias[of_group]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for places, weight, bias in zip(self.places, self.parts[::2], self.parts[1::2]):
+            if not places:
+                found.append(bias.view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:]))
+            elif len(bias):
+                found.append(F.conv2d(x[:, places], weight, bias, padding=self.padding))
+        return torch.cat(found, 1)
+
+
+class BeforeGroups(Mechanism):
+    """What a convolution in groups reads: an equal part of its units for each."""
+
+    units: ClassVar = {"a": 6, "b": 9}
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,10 +263,66 @@ class Grouped(Mechanism):
         return self.end(F.relu(self.b(F.relu(self.norm(self.a(x))))))
 
     def cut(self, kept: list[int]) -> None:
-        rows(blocks(kept, 2), self.a, self.norm)
-        rows(blocks(kept, 3), self.b)
-        self.b.groups = len(kept)
-        columns(blocks(kept, 3), self.last)
+        rows(kept, self.a, self.norm)
+        self.b = InParts(self.b, kept, list(range(9)))
+
+
+class BetweenGroups(Mechanism):
+    """Two convolutions in groups and a shuffle: equally many of what one puts out and the other
+    reads together."""
+
+    units: ClassVar = {"a": 8, "stem": 8, "b": 4}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.a, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 4, 1, groups=2)
+        self.head(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.a(F.relu(self.stem(x)))))
+        b, c, h, w = x.shape
+        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return self.end(F.relu(self.b(x)))
+
+    def cut(self, kept: list[int]) -> None:
+        shuffled = [unit for pair in zip(range(4), range(4, 8)) for unit in pair]
+        now = [unit for unit in shuffled if unit in kept]
+        self.a = InParts(self.a, list(range(8)), kept)
+        rows(kept, self.norm)
+        self.b = InParts(self.b, [shuffled.index(unit) for unit in now], list(range(4)))
+        order = [kept.index(unit) for unit in now]
+
+        def forward(x: Tensor) -> Tensor:
+            x = F.relu(self.norm(self.a(F.relu(self.stem(x)))))
+            return self.end(F.relu(self.b(x[:, order])))
+
+        self.forward = forward
+
+
+class GroupsOfTwoRoots(Mechanism):
+    """A convolution in groups that reads two groups of units, each in one of its own: it loses
+    whole groups."""
+
+    units: ClassVar = {"a": 3}
+    excluded: ClassVar = {"other": "it has a single unit"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.other = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 2, 1)
+        self.b = nn.Conv2d(8, 4, 1, groups=4)
+        self.head(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(torch.cat([self.a(x), self.other(x)], 1))
+        return self.end(F.relu(self.b(x)))
+
+    def cut(self, kept: list[int]) -> None:
+        rows(blocks(kept, 2), self.a)
+        rows([*kept, 3], self.b)
+        self.b.groups = len(kept) + 1
+        columns([*kept, 3], self.last)
 
 
 class DepthwiseMultiplier(Mechanism):
@@ -299,7 +385,9 @@ MOVES = (
     CalledTwice,
     Shuffle,
     SizeOfAnother,
-    Grouped,
+    BeforeGroups,
+    BetweenGroups,
+    GroupsOfTwoRoots,
     DepthwiseMultiplier,
     PixelShuffle,
     Glu,

@@ -108,6 +108,25 @@ class Separable(nn.Module):
         return self.head(F.adaptive_avg_pool2d(F.relu6(self.last(x)), 1)[:, :, 0, 0])
 
 
+class Aggregated(nn.Module):
+    """A residual block with a convolution in groups of several channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3, padding=1)
+        self.reduce = nn.Sequential(nn.Conv2d(5, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.grouped = nn.Sequential(
+            nn.Conv2d(8, 6, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(6), nn.ReLU()
+        )
+        self.expand = nn.Conv2d(6, 5, 1)
+        self.head = nn.Linear(5, 5)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.expand(self.grouped(self.reduce(x))))
+        return self.head(x.mean((2, 3)))
+
+
 class Functional(nn.Module):
     """Everything as functions, additions in place, activations in place on named values."""
 
@@ -234,6 +253,7 @@ NETWORKS = {
         Residual,
         Concat,
         Separable,
+        Aggregated,
         Functional,
         SqueezeExcite,
         ChannelsLastMlp,

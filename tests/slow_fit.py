@@ -98,11 +98,11 @@ def fitted(
     n_groups, _, n_out = wanted.shape
     weight = layer.weight.detach().double().numpy().reshape(n_groups, n_out, -1)
     taps = weight.shape[2] // layer.weight.shape[1]
-    read = np.ones(weight.shape[2], bool)
+    reads = np.ones((n_groups, weight.shape[2]), bool)
     if channels is not None:
-        read = channels.numpy().repeat(taps)
+        reads = channels.numpy().repeat(taps).reshape(reads.shape)
     new, biases = np.zeros_like(weight), []
-    for g in range(n_groups):
+    for g, read in enumerate(reads):
         given = None if bias is None else bias.reshape(n_groups, n_out)[g]
         w, b = ridge(rows[g][:, read], wanted[g], weight[g][:, read].T, given)
         new[g][:, read] = w.T

@@ -52,14 +52,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def fill(name: str, text: str) -> None:
-    """Replace what stands between the README's marks of that name."""
+def fill(name: str, text: str, readme: Path = README) -> None:
+    """Replace what stands between a README's marks of that name."""
     first, last = f"<!-- {name}: generated -->\n", f"<!-- {name}: end -->"
-    before, mark, rest = README.read_text().partition(first)
+    before, mark, rest = readme.read_text().partition(first)
     _, end, after = rest.partition(last)
-    assert mark, f"{README} has no line {first}"
-    assert end, f"{README} has no line {last}"
-    README.write_text(f"{before}{first}\n{text}\n\n{end}{after}")
+    assert mark, f"{readme} has no line {first}"
+    assert end, f"{readme} has no line {last}"
+    readme.write_text(f"{before}{first}\n{text}\n\n{end}{after}")
 
 
 def met(measured: float, asked: float, *, at_least: bool) -> str:

@@ -28,6 +28,7 @@ from shapray.pruning.cuts import (
     compared_cuts,
 )
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
+from shapray.pruning.repair.curves import counts
 from shapray.shapley.pilot import Price
 from shapray.storage import names
 from shapray.storage.schemas import CURVE
@@ -161,12 +162,15 @@ class Cutting:
             if orders
         ]
 
+        groups = self.planned.setup.groups
+        points = {group.name: counts(group.n_units, group.step) for group in groups}
+
         def receive(result: Any) -> None:
             for name, losses in result.losses.items():
                 found[name][result.task.group] = losses
-            kept.publish(self.folder, ranked, found)
+            kept.publish(self.folder, ranked, found, points)
 
-        kept.publish(self.folder, ranked, found)
+        kept.publish(self.folder, ranked, found, points)
         self.stop("losses", self.crew.do("losses", tasks, receive))
         return found
 

@@ -107,7 +107,7 @@ class CuttingCosts:
         """Of a deep group all behind it is fitted at every point; of a flat one its consumers."""
         passes = float(LOSSES * (1 + n_rankings))
         if not group.flat:
-            n_cut = n_rankings * (len(counts(group.n_units)) - 1)
+            n_cut = n_rankings * (len(counts(group.n_units, group.step)) - 1)
             behind = self.planned.tail_macs[group.name] / self.planned.chooser.sizes.all_macs
             fitted = FITTED * min(1.0, behind) * ("least_squares" in self.prune.repair)
             passes = n_cut * (1 + fitted)
@@ -154,7 +154,7 @@ class CuttingCosts:
         *_, large = LATENCY_BATCHES
         seconds = 2 * sum(map(self._timed, LATENCY_BATCHES))
         if self.prune.target[0] == "latency":
-            n_networks = sum(len(counts(group.n_units)) for group in self.groups)
+            n_networks = sum(len(counts(group.n_units, group.step)) for group in self.groups)
             seconds += (n_networks + 2 * (1 + LATENCY_STEPS)) * self._timed(large)
         return [(0.0, np.array([seconds]))]
 

@@ -149,7 +149,8 @@ class Explaining:
     def _misplaced(self, group: Group, scores: pa.Table) -> np.ndarray:
         chooser = self.planned.chooser
         cost = {group.name: chooser.sizes.macs_of_a_unit(group.name, chooser.gone)}
-        return all_misplaced(scores, chooser.prune, cost, self.removed)[group.name]
+        found = all_misplaced(scores, chooser.prune, cost, self.removed, chooser.blocks)
+        return found[group.name]
 
     def _task(self, group: Group, scores: pa.Table) -> ExplainTask:
         setup = self.planned.setup

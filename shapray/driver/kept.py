@@ -116,8 +116,18 @@ class KeptLosses:
             for ranking in ranked
         }
 
-    def publish(self, folder: str, ranked: Sequence[Ranking], losses: Losses) -> None:
-        """Write the losses that there are, with what they were made of, into a cut's folder."""
+    def publish(
+        self,
+        folder: str,
+        ranked: Sequence[Ranking],
+        losses: Losses,
+        points: Mapping[str, Sequence[int]],
+    ) -> None:
+        """Write the losses that there are, with what they were made of, into a cut's folder.
+
+        Args:
+            points: see `losses_table`.
+        """
         made: Mapping[str, Mapping[str, str]] = {
             ranking.name: {
                 group: self.key(group, order)
@@ -127,5 +137,5 @@ class KeptLosses:
             for ranking in ranked
         }
         schema = LOSSES.with_metadata({_MADE_OF: json.dumps(made)})
-        table = losses_table(ranked, losses)
+        table = losses_table(ranked, losses, points)
         self.store.publish_table(f"{folder}/{names.LOSSES}", [table], schema)

@@ -69,7 +69,8 @@ def show_cut(console: Console, plan: Plan) -> None:
     found = (store.read_json(f"{names.CUTS}/{names.PLAN}") or {}).get("groups", {})
     removed = {group: of["removed"] for group, of in found.items()}
     costs = {group: chooser.sizes.macs_of_a_unit(group, chooser.gone) for group in chooser.n_units}
-    chances = all_misplaced(store.read_table(names.SCORES), chooser.prune, costs, removed)
+    scores = store.read_table(names.SCORES)
+    chances = all_misplaced(scores, chooser.prune, costs, removed, chooser.blocks)
     show(console, [Share.of(group, removed.get(group, ()), of) for group, of in chances.items()])
 
 

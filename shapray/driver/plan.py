@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 from torch import Tensor
 
 from shapray.driver.inputs import CHECK_IMAGES, Inputs
@@ -22,7 +21,6 @@ from shapray.pruning.feasible import check_images, check_ways
 from shapray.pruning.rounds import check_rounds
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
-from shapray.storage.schemas import GROUPS
 from shapray.worker.tasks import Setup
 
 
@@ -165,21 +163,3 @@ def check_exact(plan: Plan, n_active: np.ndarray, places: Sequence[int]) -> None
             check_enumerable(n_active, ids, groups)
         except ValueError as error:
             raise JobError(f"score.estimator: {error}") from error
-
-
-def groups_table(groups: Sequence[Group], tail_macs: Mapping[str, int]) -> pa.Table:
-    """The rows of ``groups.parquet``."""
-    rows = [
-        {
-            "group": group.name,
-            "n_units": group.n_units,
-            "modules": list(group.modules),
-            "kind": group.kind,
-            "flat": group.flat,
-            "status": "scored" if group.reason is None else "excluded",
-            "reason": group.reason,
-            "tail_macs": tail_macs.get(group.name),
-        }
-        for group in groups
-    ]
-    return pa.Table.from_pylist(rows, schema=GROUPS)

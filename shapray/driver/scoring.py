@@ -13,9 +13,10 @@ from shapray.driver import prices as pricing
 from shapray.driver import summary
 from shapray.driver.crew import Crew
 from shapray.driver.failures import stop_if_failed
+from shapray.driver.group_table import groups_table
 from shapray.driver.inspecting import inspected_further
 from shapray.driver.kept import made_of, table_if_sound, with_kept_criteria
-from shapray.driver.plan import Plan, groups_table
+from shapray.driver.plan import Plan
 from shapray.driver.prices import GroupPrice, rounded, target_error
 from shapray.driver.progress import Meter
 from shapray.driver.record import Record

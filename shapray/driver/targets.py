@@ -15,7 +15,6 @@ from shapray.pruning.allocate import Size
 from shapray.pruning.cuts import WHOLE, Chooser, Cut, Losses
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking
-from shapray.pruning.repair.curves import counts
 from shapray.worker.tasks import EvaluateTask, Evaluation, Latencies, LatencyTask
 
 LATENCY_BATCHES = (1, 64)
@@ -57,7 +56,10 @@ class Targets:
                     f"on the {whole.tally.n} calibration images that are held back"
                 )
         if key == "latency":
-            smallest = {group: range(at[-1]) for group, at in self.chooser.choices.items()}
+            smallest = {
+                group: self.chooser.first(group, at[-1])
+                for group, at in self.chooser.choices.items()
+            }
             least = self._latency_share(smallest)
             if least > value * (1 + NEAR_ENOUGH):
                 raise JobError(
@@ -76,11 +78,15 @@ class Targets:
         tasks = [
             LatencyTask(
                 group,
-                {str(n): {group: range(n)} for n in counts(n_units) if n},
+                {
+                    str(n): {group: self.chooser.first(group, n)}
+                    for n in self.chooser.points(group)
+                    if 0 < n <= choices[-1]
+                },
                 (LATENCY_BATCHES[-1],),
             )
-            for group, n_units in self.chooser.n_units.items()
-            if len(self.chooser.choices[group]) > 1
+            for group, choices in self.chooser.choices.items()
+            if len(choices) > 1
         ]
         curves: dict[str, tuple[list[int], list[float]]] = {}
 

@@ -13,9 +13,10 @@ from shapray.errors import NetworkError
 from shapray.network.check import check_group, check_together, disagreement
 from shapray.network.consumers import mask_consumers
 from shapray.network.group import Group
-from shapray.network.proof import leak
+from shapray.network.proof import leak, sealed
+from shapray.network.replay import Replay
 
-SPLIT_IMAGES = 2  # on which a tail is compared with the network
+CUT_IMAGES = 2  # on which masked and cut are compared
 
 Progress = Callable[[int, int], None]
 """Told, after each group, how many are done and how many there are."""
@@ -70,18 +71,20 @@ def checked_groups(
         group for group in groups if any(fnmatchcase(group.name, pattern) for pattern in patterns)
     ]
     scorable = [group for group in named if group.reason is None]
-    together = check_together(model, scorable, images, seed) is None
+    few = images[:CUT_IMAGES]
+    agreed = check_together(model, scorable, few, seed) is None
+    proved = sealed(model, scorable, images[:1])
+    network, whole = Replay(model, images[:1]), Replay(folded, images[:1])
     for n_done, group in enumerate(groups, 1):
         reason = group.reason if group in named else "not among score.groups"
-        if reason is None:
-            if together:
-                reason = leak(model, group, images[:1])
-            else:
-                reason = check_group(model, group, images, seed)
+        if reason is None and not agreed:
+            reason = check_group(model, group, few, seed)
+        elif reason is None and not proved:
+            reason = leak(model, group, images[:1])
         if reason is None:
             try:
                 split = NetworkSplit(folded, group, images[:1])
-                reason = check_split(split, model, images[:SPLIT_IMAGES], seed)
+                reason = check_split(split, network, whole, seed)
                 if reason is None:
                     tail_macs[group.name] = split.tail_macs
             except Exception:  # an operation that the tail cannot have; the job goes on
@@ -91,36 +94,42 @@ def checked_groups(
     return tuple(checked), tail_macs
 
 
-def check_split(split: NetworkSplit, model: nn.Module, images: Tensor, seed: int) -> str | None:
+def check_split(split: NetworkSplit, network: Replay, folded: Replay, seed: int) -> str | None:
     """Whether the two halves of a network compute what the whole does; the reason if they do not.
 
-    On a random coalition of half of the units, by both ways into the tail. See
-    `network.check.disagreement`.
+    On a random coalition of half of the units, and on that of the others, by both ways into the
+    tail. See `network.check.disagreement`.
 
     Args:
-        split: in float32.
-        model: the network itself, on the device of `images`.
-        images: (n_images, channels, height, width).
+        split: in float32, of what was folded, on its device.
+        network: itself, and an image.
+        folded: and the same image.
     """
-    game = split.game(images, None, "neg_kl_divergence")
+    with folded.until():
+        game = split.game(folded.image, None, "neg_kl_divergence")
     order = torch.randperm(game.n_players, generator=torch.Generator().manual_seed(seed))
     joined = order[: (game.n_players + 1) // 2]
-    coalition = torch.zeros(game.n_players, dtype=torch.bool)
-    coalition[joined] = True
-    with torch.inference_mode(), mask_consumers(model, split.group, coalition):
-        right = model(images.clone())  # it may change its input
-    kept = torch.zeros(len(images), len(joined) + 1, dtype=torch.bool)
-    kept[:, -1] = True
-    every = torch.arange(len(images))
-    orders = joined.expand(len(images), -1)
-    found = {
-        "masked": game.masked_outputs(every, coalition.expand(len(images), -1)),
-        "multiplied": game.outputs(every, coalition.expand(len(images), -1)),
-        "summed": game.along(every, orders, kept),
-        # an image by itself goes another way into the tail
-        "lone image's summed": game.along(every[:1], orders[:1], kept[:1]),
-    }
+    coalitions = torch.zeros(2, game.n_players, dtype=torch.bool)
+    coalitions[0, joined] = True
+    coalitions[1] = ~coalitions[0]
+    right = torch.cat([_masked(network, split.group, coalition) for coalition in coalitions])
+    image = torch.zeros(2, dtype=torch.int64)
+    found = {"masked": game.masked_outputs(image, coalitions)}
+    if game.sums is not None:  # else these are the same
+        kept = torch.zeros(1, len(joined) + 1, dtype=torch.bool)
+        kept[:, -1] = True
+        found["multiplied"] = game.outputs(image[:1], coalitions[:1])
+        found["summed"] = game.along(image[:1], joined[None], kept)
     for way, outputs in found.items():
         if difference := disagreement(outputs, right[: len(outputs)]):
             return f"the {way} tail and the network {difference}"
     return None
+
+
+def _masked(network: Replay, group: Group, coalition: Tensor) -> Tensor:
+    """What a network makes of its image with some of a group's units."""
+    readers = (*group.consumers, *group.statistics)
+    until = [network.model.get_submodule(reader.module) for reader in readers]
+    masked = mask_consumers(network.model, group, coalition)
+    with torch.inference_mode(), network.until(until), masked:
+        return network.model(network.image.clone())  # it may change its input

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from shapray.engine.split import ADDITIONS
+from shapray.engine.entries import ADDITIONS, is_plain
 
 
 def fused(tail: fx.GraphModule) -> fx.GraphModule | None:
@@ -61,12 +61,8 @@ def _is_fusible(tail: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module" or len(node.users) > 1:
         return False
     module = tail.get_submodule(str(node.target))
-    return (
-        type(module) is nn.Conv2d
-        and module.groups == 1  # PyTorch's own kernels are better for others
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
+    # PyTorch's own kernels are better for convolutions in groups
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and is_plain(module)
 
 
 def _alike(total: fx.Node, other: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -69,7 +70,11 @@ class NetworkSplit:
             if not has_convolution(self.parts.summed or self.parts.masked):
                 self.dtype = torch.float32  # bound by memory: converting costs more than it saves
             self.masked = self._in_precision(self.parts.masked)
-            self.summed = self.parts.summed and self._in_precision(self.parts.summed)
+            # In float32 every question goes the quicker way. Else all go one way: what is rounded
+            # otherwise has an offset.
+            exact = self.dtype == torch.float32 and not self.tf32
+            summed = self.parts.summed if exact or self.parts.multiplied else None
+            self.summed = summed and self._in_precision(summed)
             self.masks = [units.to(self.device) for units in self.parts.masks]
             bytes_per_row = self.parts.bytes_per_row
         else:
@@ -110,7 +115,10 @@ class NetworkSplit:
         return max(1, n_bytes * self.parts.side_numbers)
 
     def _in_precision(self, tail: fx.GraphModule) -> fx.GraphModule:
-        """A copy of a tail in the split's precision; what comes in must have it already."""
+        """A tail in the split's precision; what comes in must have it already. It shares no weights
+        with another, unless it can neither change their type nor their layout."""
+        if self.dtype == torch.float32 and self.device.type == "cpu":
+            return tail
         tail = copy.deepcopy(tail).to(self.dtype)
         if self.dtype == torch.float32:
             return tail
@@ -181,17 +189,21 @@ class NetworkGame(Game):
             else:
                 self._look_for_active()
             self.sums = self._summed()
-            self.reference = self._ends()
-        labels = None if labels is None else labels.to(self.device)
-        self._value = Value(value, labels, self.reference[:, 1].double())
+        self._value_name = value
+        self._labels = None if labels is None else labels.to(self.device)
 
-    def _ends(self) -> Tensor:
+    @cached_property
+    def reference(self) -> Tensor:  # type: ignore[override]
         """Outputs of the empty and the full coalition, in the same way as of sampled ones: another
         way, as that of a masked tail in bfloat16, would give them an offset."""
         every, n = torch.arange(len(self.images)), self.n_players
         ends = torch.stack([torch.zeros(n), torch.ones(n)]).bool()
         found = self.outputs(every.repeat_interleave(2), ends.repeat(len(every), 1))
         return found.unflatten(0, (-1, 2))
+
+    @cached_property
+    def _value(self) -> Value:
+        return Value(self._value_name, self._labels, self.reference[:, 1].double())
 
     def _look_for_active(self) -> None:
         """Null players of a network that is not split, from what its consumers read."""
@@ -206,7 +218,12 @@ class NetworkGame(Game):
         on_cpu = self.device.type == "cpu"
         at_once = min(self.rows, HEAD_IMAGES) if on_cpu else self.rows
         found = [parts.head(part) for part in self.images.split(at_once)]
-        return [_channels_last(torch.cat(side)) for side in zip(*found, strict=True)]
+        sides = [torch.cat(parts_of_side) for parts_of_side in zip(*found, strict=True)]
+        # In the layout of the weights: otherwise every batch would be turned around again.
+        return [
+            side.contiguous(memory_format=torch.channels_last) if is_map else side.contiguous()
+            for side, is_map in zip(sides, self.split.masked_tail.are_maps, strict=False)
+        ]
 
     def _find_active(self, parts: Split) -> None:
         if not self.split.group.flat:
@@ -239,7 +256,7 @@ class NetworkGame(Game):
         sums = self.sums
         if sums is None:
             return super().along(images, orders, wanted)
-        n_outputs = self.reference.shape[2]
+        n_outputs = self.split.n_outputs
         return self._halving(lambda: sums.along(images, orders, wanted, self.rows, n_outputs))
 
     def subset_values(self, image: int, players: Tensor) -> Tensor:
@@ -277,7 +294,7 @@ class NetworkGame(Game):
 
     def outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
         sums = self.sums
-        if sums is None:
+        if sums is None or not sums.multiplied:
             return self.masked_outputs(images, coalitions)
         n_outputs = self.split.n_outputs
         return self._halving(
@@ -291,7 +308,7 @@ class NetworkGame(Game):
     @torch.inference_mode()
     def _outputs(self, images: Tensor, coalitions: Tensor) -> Tensor:
         if len(images) == 0:
-            return self.reference.new_empty(0, self.reference.shape[2])
+            return torch.empty(0, self.split.n_outputs, device=self.device)
         images, coalitions = upload(images, self.device), upload(coalitions, self.device)
         run = self._hooked if self.split.parts is None else self._masked
         return torch.cat(
@@ -319,13 +336,6 @@ class NetworkGame(Game):
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """In the layout of the weights: otherwise every batch would be turned around again."""
-    if tensor.dim() == 4:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.contiguous()
 
 
 def _macs(parts: Split | None, network: nn.Module, example: Tensor) -> tuple[int, int]:

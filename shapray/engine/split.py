@@ -2,7 +2,7 @@
 
 Two ways lead into the tail. *Masked*: the consumers read their cached inputs times the mask; right
 for every group. *Summed*: in a flat group the consumers' outputs are linear in the mask, so the
-output of a coalition is a sum of one contribution per unit and no consumer runs again.
+output of a coalition is a sum of one contribution per unit and no consumer runs again (`entries`).
 """
 
 import operator
@@ -12,39 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from shapray.engine.entries import ADDITIONS, Entry, find_entries
 from shapray.engine.measure import TRACE_IMAGES, measure, numbers
 from shapray.network.channel_dimension import channel_dimension
 from shapray.network.group import Channels, Group
 from shapray.network.statistics import KeptNorm
 
-ADDITIONS = (operator.add, operator.iadd, torch.add)
+WORTH = 2  # of a layer's multiply-adds take as long as one of a product, whose tables are large
 
 
 class UnsplittableError(ValueError):
     """The traced network does not show every consumer of a group; the message says which."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where the contributions of the units of one consumer are summed.
-
-    Attributes:
-        consumer: the module that reads the group's channels.
-        channels: (n_units, channels_per_unit) int64, its input channels of each unit; on the
-            consumer's device.
-        node: name of the graph's node whose value is the sum: the consumer's output, or what
-            follows it as long as only cached values are added.
-        source: index of the consumer's input among the sides.
-        addends: indices of the sides that are added to the consumer's output.
-        shape: of the node's value, without the batch.
-    """
-
-    consumer: nn.Conv2d | nn.Linear
-    channels: Tensor
-    node: str
-    source: int
-    addends: tuple[int, ...]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,6 +39,7 @@ class Split:
             dimension.
         entries: of the summed way; empty if it is not open to this group.
         summed: (values of the entries per row, sides per row) -> outputs, or None.
+        multiplied: whether products of coalitions with contributions are quicker than consumers.
         summed_sides: indices of the sides that `summed` reads.
         sources: per consumer, the index of its input among the sides; None in a deep group.
         bytes_per_row: most that is alive at once in the tail, float32.
@@ -73,6 +52,7 @@ class Split:
     masks: tuple[Tensor, ...]
     entries: tuple[Entry, ...]
     summed: fx.GraphModule | None
+    multiplied: bool
     summed_sides: tuple[int, ...]
     sources: tuple[int | None, ...]
     bytes_per_row: int
@@ -133,7 +113,7 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
 
     masked = _subgraph(folded, sides, output)
     _mask_readers(masked, calls, len(sides), {norm.module for norm in group.statistics})
-    entries = _entries(folded, calls, by_module, sides, group)
+    entries = find_entries(folded, calls, by_module, sides, group)
     summed: fx.GraphModule | None = None
     summed_sides: tuple[int, ...] = ()
     if entries:
@@ -152,6 +132,7 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
         masks=tuple(_mask(folded, call, by_module[str(call.target)]) for call in calls),
         entries=entries,
         summed=summed,
+        multiplied=sum(e.macs for e in entries) > WORTH * sum(e.product_macs for e in entries),
         summed_sides=summed_sides,
         sources=sources,
         bytes_per_row=_peak_bytes(masked),
@@ -231,65 +212,6 @@ def _drop_unused_inputs(summed: fx.GraphModule, n_entries: int) -> tuple[int, ..
             summed.graph.erase_node(node)
     summed.recompile()
     return tuple(kept)
-
-
-def _unit_channels(consumer: Channels, n_units: int) -> Tensor | None:
-    """(n_units, channels_per_unit), or None if the units have unequal numbers of channels."""
-    unit_of_channel = torch.tensor(consumer.unit_of_channel)
-    counts = torch.bincount(unit_of_channel[unit_of_channel >= 0], minlength=n_units)
-    if counts.min() != counts.max():
-        return None
-    return unit_of_channel.argsort(stable=True)[(unit_of_channel < 0).sum() :].reshape(n_units, -1)
-
-
-def _entries(
-    folded: fx.GraphModule,
-    calls: list[fx.Node],
-    by_module: dict[str, Channels],
-    sides: list[fx.Node],
-    group: Group,
-) -> tuple[Entry, ...]:
-    """The summed way into the tail; empty if some consumer is not linear in the mask."""
-    entries = []
-    for call in calls:
-        consumer = folded.get_submodule(str(call.target))
-        channels = _unit_channels(by_module[str(call.target)], group.n_units)
-        if not isinstance(consumer, nn.Conv2d | nn.Linear):
-            return ()
-        is_conv = (
-            type(consumer) is nn.Conv2d  # one derived from it may do more
-            and consumer.groups == 1
-            and consumer.padding_mode == "zeros"
-            and not isinstance(consumer.padding, str)
-        )
-        source = call.args[0]
-        if not group.flat or channels is None or source not in sides:
-            return ()
-        shape = call.meta["tensor_meta"].shape
-        if not is_conv and not (type(consumer) is nn.Linear and len(shape) == 2):
-            return ()
-        node, addends = call, []
-        while len(node.users) == 1:
-            (user,) = node.users
-            if user.op != "call_function" or user.target not in ADDITIONS or user.kwargs:
-                break
-            others = [a for a in user.args if a is not node]
-            other = others[0] if len(others) == 1 else None
-            if other not in sides or other.meta["tensor_meta"].shape != shape:  # type: ignore[union-attr]
-                break
-            node = user
-            addends.append(sides.index(other))  # type: ignore[arg-type]
-        entries.append(
-            Entry(
-                consumer=consumer,
-                channels=channels.to(consumer.weight.device),
-                node=node.name,
-                source=sides.index(source),  # type: ignore[arg-type]
-                addends=tuple(addends),
-                shape=tuple(shape[1:]),
-            )
-        )
-    return tuple(entries)
 
 
 def _reuse_memory(module: fx.GraphModule) -> None:

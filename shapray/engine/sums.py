@@ -5,13 +5,13 @@ to the sum so far; over all subsets a coalition's sum is the sum of two table ro
 itself runs once per image.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shapray.engine.split import Entry, Split
+from shapray.engine.contributions import Contributions, values
+from shapray.engine.split import Split
 from shapray.engine.tail import Tail
 from shapray.shapley.coalitions import all_subsets
 from shapray.shapley.upload import upload
@@ -29,6 +29,9 @@ class SummedGame:
         low_sides: the same in the tail's precision.
         n_players: units of the group.
         table_room: bytes that the contributions of the images in work may take.
+
+    Attributes:
+        multiplied: whether `coalitions` is quicker than the masked way.
     """
 
     def __init__(
@@ -40,33 +43,18 @@ class SummedGame:
         n_players: int,
         table_room: int,
     ) -> None:
-        self.entries, self.tail = parts.entries, tail
+        self.entries, self.multiplied, self.tail = parts.entries, parts.multiplied, tail
         self.sides, self.n_players = sides, n_players
         self.tail_sides = [low_sides[i] for i in parts.summed_sides]
         self.device = low_sides[0].device
         self.images_at_once = max(1, table_room // table_bytes(parts, n_players))
 
-    def _contributions(self, images: slice) -> list[tuple[Tensor, Tensor]]:
-        """Per entry, its value without any unit, and what each unit adds.
-
-        Returns:
-            (n_images, m) and (n_images, n_units, m), float32; m runs over height, width, channel.
-        """
-        found = []
-        for entry in self.entries:
-            source = self.sides[entry.source][images]
-            others = source.index_fill(1, entry.channels.flatten(), 0.0)
-            base = entry.consumer(others)
-            for addend in entry.addends:
-                base = base + self.sides[addend][images]
-            found.append((_rows(base), _unit_contributions(entry, source)))
-        return found
+    def _contributions(self, images: slice) -> list[Contributions]:
+        return [Contributions(entry, self.sides, images) for entry in self.entries]
 
     def _run(self, sums: list[Tensor], sides: list[Tensor]) -> Tensor:
         """The tail, from the entries on. sums: (n_rows, m) per entry, overwritten."""
-        entries = [
-            _unrows(total, entry.shape) for total, entry in zip(sums, self.entries, strict=True)
-        ]
+        entries = [values(total, entry) for total, entry in zip(sums, self.entries, strict=True)]
         return self.tail(*entries, *sides)
 
     @torch.inference_mode()
@@ -107,10 +95,10 @@ class SummedGame:
             length[order],
         )
         going = (length >= steps[:, None]).sum(1).tolist()  # chains, per step
-        joining = upload((images[:, None] * self.n_players + orders.clamp(min=0)).T, self.device)
+        rows_of = [t.rows(images, orders.clamp(min=0).T) for t in tables]  # (longest, n_chains)
         of_chain = upload(images, self.device)
-        buffers = [base.new_empty(n_rows, base.shape[1]) for base, _ in tables]
-        sums = [base[of_chain] for base, _ in tables]
+        buffers = [table.buffer(n_rows) for table in tables]
+        sums = [table.base[of_chain] for table in tables]
         batch: list[tuple[int, int]] = []  # (step, chains) in the buffers
 
         def flush() -> None:
@@ -138,13 +126,12 @@ class SummedGame:
                 sums = [total.clone() for total in sums]  # the tail overwrites the buffers
                 flush()
                 used = 0
-            for i, (_, added) in enumerate(tables):
+            for i, table in enumerate(tables):
                 now = buffers[i][used : used + n]
                 if step == 0:
                     now.copy_(sums[i])
                 else:
-                    torch.index_select(added.flatten(0, 1), 0, joining[step - 1, :n], out=now)
-                    now += sums[i][:n]
+                    table.joined(sums[i][:n], rows_of[i][step - 1, :n], now)
                 sums[i] = now
             batch.append((step, n))
             used += n
@@ -166,19 +153,17 @@ class SummedGame:
         for block in _image_blocks(images, self.images_at_once, len(images)):
             first, last = int(images[block.start]), int(images[block.stop - 1]) + 1
             tables = self._contributions(slice(first, last))
-            buffers = [base.new_empty(n_rows, base.shape[1]) for base, _ in tables]
+            buffers = [table.buffer(n_rows) for table in tables]
             for begin in range(block.start, block.stop, n_rows):
                 part = slice(begin, min(begin + n_rows, block.stop))
                 kept = coalitions[place[part]].to(buffers[0].dtype)
                 counts = torch.bincount(images[part] - first, minlength=last - first).tolist()
-                for buffer, (base, added) in zip(buffers, tables, strict=True):
+                for buffer, table in zip(buffers, tables, strict=True):
                     start = 0
                     for image, n in enumerate(counts):
                         if n:
                             end = start + n
-                            torch.addmm(
-                                base[image], kept[start:end], added[image], out=buffer[start:end]
-                            )
+                            table.product(image, kept[start:end], buffer[start:end])
                             start = end
                 sides = [s[index[part]] for s in self.tail_sides]
                 found[place[part]] = self._run([buffer[: len(kept)] for buffer in buffers], sides)
@@ -194,19 +179,15 @@ class SummedGame:
         tables = self._contributions(slice(image, image + 1))
         low_bits = min(len(players), LOW_BITS, n_rows.bit_length() - 1)
         middle_bits = min(len(players) - low_bits, MIDDLE_BITS)
-        low, middle, high = upload(players, self.device).split(
+        low, middle, high = players.split(
             [low_bits, middle_bits, len(players) - low_bits - middle_bits]
         )
-        lows = [_subset_sums(added[0, low], torch.zeros_like(base[0])) for base, added in tables]
-        buffers = [base.new_empty(n_rows, base.shape[1]) for base, _ in tables]
+        lows = [t.of_subsets(low, torch.zeros_like(t.base[0])) for t in tables]
+        buffers = [table.buffer(n_rows) for table in tables]
         sides = [s[image : image + 1] for s in self.tail_sides]
         at_once = n_rows >> low_bits
         for bits in all_subsets(len(high)):
-            joined = upload(bits.nonzero()[:, 0], self.device)
-            middles = [
-                _subset_sums(added[0, middle], base[0] + added[0, high][joined].sum(0))
-                for base, added in tables
-            ]
+            middles = [t.of_subsets(middle, t.of_all(high[bits])) for t in tables]
             for start in range(0, 2**middle_bits, at_once):
                 rows = []
                 for buffer, low_sums, middle_sums in zip(buffers, lows, middles, strict=True):
@@ -219,49 +200,8 @@ class SummedGame:
 
 
 def table_bytes(parts: Split, n_players: int) -> int:
-    """Bytes of the contributions of one image."""
-    return 4 * (n_players + 1) * sum(math.prod(entry.shape) for entry in parts.entries)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """(n, c, h, w) or (n, c) -> (n, m), the channel running fastest."""
-    return tensor.movedim(1, -1).reshape(len(tensor), -1)
-
-
-def _unrows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(n, m) -> (n, *shape), channels-last in memory."""
-    return rows.view(len(rows), *shape[1:], shape[0]).movedim(-1, 1)
-
-
-def _unit_contributions(entry: Entry, source: Tensor) -> Tensor:
-    """What each unit adds to a consumer's output: (n_images, n_units, m).
-
-    Args:
-        source: (n_images, n_channels, h, w) or (n_images, n_features), the consumer's input.
-    """
-    consumer, channels = entry.consumer, entry.channels
-    n_units = len(channels)
-    weight = consumer.weight[:, channels].movedim(0, -1)  # (n_units, n_channels, kh, kw, n_out)
-    if isinstance(consumer, nn.Linear):
-        return torch.einsum("bns,nso->bno", source[:, channels], weight)
-    patches = nn.functional.unfold(
-        source[:, channels.flatten()],
-        consumer.kernel_size,
-        consumer.dilation,
-        consumer.padding,  # type: ignore[arg-type]  # a number: see split._entries
-        consumer.stride,
-    )  # (n_images, n_units * per_unit * kh * kw, n_positions)
-    patches = patches.unflatten(1, (n_units, -1)).transpose(2, 3)
-    return (patches @ weight.reshape(n_units, -1, weight.shape[-1])).flatten(2)
-
-
-def _subset_sums(added: Tensor, start: Tensor) -> Tensor:
-    """(2**k, m): entry i is `start` plus the rows j of added, (k, m), whose bit j of i is set."""
-    sums = torch.empty(2 ** len(added), len(start), device=start.device, dtype=start.dtype)
-    sums[0] = start
-    for j, row in enumerate(added):
-        torch.add(sums[: 2**j], row, out=sums[2**j : 2 ** (j + 1)])
-    return sums
+    """Bytes of the contributions of one image, and of the sum without any."""
+    return 4 * sum(e.unit_numbers * (n_players + len(e.units)) for e in parts.entries)
 
 
 def _image_blocks(images: Tensor, images_at_once: int, rows: int) -> Iterator[slice]:

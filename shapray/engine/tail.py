@@ -5,7 +5,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from shapray.engine.arithmetic import float32_products
+from shapray.engine.entries import ADDITIONS
 from shapray.engine.fuse import fused
+from shapray.network.channel_dimension import channel_dimension
 
 STEPS = 8  # sizes between one power of two and the next: at most an eighth is filled up
 
@@ -30,6 +32,7 @@ class Tail:
     ) -> None:
         self.graph, self.dtype, self.tf32 = graph, dtype, tf32
         self.on_gpu = device.type == "cuda" and has_convolution(graph)
+        self.are_maps = are_maps(graph)
         self.layout, self.fused = torch.channels_last, None
         if self.on_gpu and dtype == torch.float32 and not tf32:
             self.layout = torch.contiguous_format
@@ -47,7 +50,9 @@ class Tail:
 
         def ready() -> list[Tensor]:
             cast = [i.to(self.dtype) if i.is_floating_point() else i for i in inputs]
-            return [self._filled(i) for i in cast] if self.on_gpu and n_rows else cast
+            if not self.on_gpu or not n_rows:
+                return cast
+            return [self._filled(*given) for given in zip(cast, self.are_maps, strict=True)]
 
         with float32_products(tf32=self.tf32):
             if self.fused is not None:
@@ -59,14 +64,39 @@ class Tail:
                     self.fused = None
             return self.graph(*ready())[:n_rows]
 
-    def _filled(self, given: Tensor) -> Tensor:
+    def _filled(self, given: Tensor, is_map: bool) -> Tensor:
         """With rows of zeros at the end: a row's outputs depend on that row alone."""
-        if given.dim() == 4:
+        if is_map:
             given = given.contiguous(memory_format=self.layout)
         missing = batch_size(len(given)) - len(given)
         if not missing:
             return given
         return nn.functional.pad(given, (0, 0) * (given.dim() - 1) + (0, missing))
+
+
+def are_maps(tail: fx.GraphModule) -> list[bool]:
+    """Per input of a tail, whether it is (n, channels, height, width), not what layers read along
+    its last dimension: (n, height, width, channels)."""
+    inputs = [n for n in tail.graph.nodes if n.op == "placeholder"]
+    return [_n_dims(node) == 4 and not _is_read_along_the_last(tail, node) for node in inputs]
+
+
+def _n_dims(node: fx.Node) -> int:
+    return len(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def _is_read_along_the_last(tail: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether such a layer reads a value, masked or with others added to it."""
+    shape = node.meta["tensor_meta"].shape
+    for user in node.users:
+        if user.op == "call_module":
+            layer = tail.get_submodule(str(user.target))
+            is_wanted = isinstance(layer, nn.Linear | nn.LayerNorm)
+            if is_wanted and channel_dimension(layer, shape) == len(shape) - 1:
+                return True
+        elif user.target in (*ADDITIONS, torch.mul) and _is_read_along_the_last(tail, user):
+            return True
+    return False
 
 
 def has_convolution(tail: fx.GraphModule) -> bool:

@@ -1,42 +1,42 @@
 """The check that removing is masking."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from shapray.network.at_work import at_work
 from shapray.network.consumers import mask_consumers
+from shapray.network.doubled import in_float64
 from shapray.network.group import Group
-from shapray.network.index_maps import removable
+from shapray.network.index_maps import removable, whole_steps
 from shapray.network.proof import leak
 from shapray.network.surgery import prune_model
 
-TOLERANCE = 1e-4  # of the largest output, in float32
+CUT_TOLERANCE = 1e-5  # of the largest output, between a masked and a cut network
+TOLERANCE = 1e-4  # the same in float32, between two ways to the same
+Cut = Sequence[tuple[Group, Sequence[int]]]
+"""Groups, and of each the units that go."""
 
 
-def agree(
-    model: nn.Module, removed: Sequence[tuple[Group, Sequence[int]]], images: Tensor
-) -> str | None:
+def agree(model: nn.Module, removed: Cut, images: Tensor) -> str | None:
     """Whether the network with some units masked is the one without them; in words if not.
 
+    What may be rounding, in float32, is looked at again in float64 if the network runs in that.
+
     Args:
-        model: in eval mode, float32.
+        model: in eval mode, float32 or float64.
         removed: groups, and of each the units that go.
         images: (b, C, H, W), on the model's device.
     """
     in_words = ", ".join(f"{len(units)} of {group.n_units}" for group, units in removed)
     in_words = f"with {in_words} units removed"
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for group, units in removed:
-            coalition = torch.ones(group.n_units, dtype=torch.bool)
-            coalition[list(units)] = False
-            stack.enter_context(mask_consumers(model, group, coalition))
-        masked = model(images.clone())  # it may change its input
+    masked = masked_outputs(model, removed, images)
     groups = [group for group, _ in removed]
     try:
-        pruned = prune_model(model, groups, {group.name: units for group, units in removed})
+        units_of = {group.name: units for group, units in removed}
+        pruned = prune_model(model, groups, units_of, share=True)
     except Exception:  # a layer that has something else along its channels
         return (
             f"a layer cannot be cut {in_words}: it has tensors that do not lie along its channels"
@@ -55,16 +55,38 @@ def agree(
             f"the pruned network's output is {tuple(found.shape)}, "
             f"not {tuple(masked.shape)}, {in_words}"
         )
-    if difference := disagreement(found, masked):
-        return f"masked and pruned network {difference} {in_words}"
-    return None
+    difference = disagreement(found, masked, CUT_TOLERANCE)
+    if difference and images.dtype == torch.float32 and not disagreement(found, masked):
+        with torch.no_grad():
+            exact = in_float64(model, images)
+        return None if exact is None else agree(exact[0], removed, exact[1])
+    return difference and f"masked and pruned network {difference} {in_words}"
+
+
+def masked_outputs(model: nn.Module, removed: Cut, images: Tensor) -> Tensor:
+    """What the network makes of images where the readers of some units see none; arguments as of
+    `agree`."""
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for group, units in removed:
+            coalition = torch.ones(group.n_units, dtype=torch.bool)
+            coalition[list(units)] = False
+            stack.enter_context(mask_consumers(model, group, coalition))
+        outputs: Tensor = model(images.clone())  # it may change its input
+    return outputs
 
 
 def check_together(
     model: nn.Module, groups: Sequence[Group], images: Tensor, seed: int
 ) -> str | None:
     """`agree` of many groups that are cut at once, on three random coalitions; which of them does
-    not is for `check_group` to say.
+    not is for `check_group` to say."""
+    return next(
+        filter(None, (agree(model, cut, images) for cut in random_cuts(groups, seed))), None
+    )
+
+
+def random_cuts(groups: Sequence[Group], seed: int) -> Iterator[Cut]:
+    """Three cuts of many groups at once.
 
     Each group loses another number of units, up to half of them, and one in four none: a forward
     that is right as long as its halves stay equal is not taken for right.
@@ -77,17 +99,15 @@ def check_together(
             n_gone = int(torch.randint(1, group.n_units // 2 + 1, (), generator=random))
             stays_whole = int(torch.randint(4, (), generator=random)) == 0 and len(groups) > 1
             if not stays_whole:
-                removed.append((group, removable(group, order)[:n_gone]))
-        if found := agree(model, removed, images):
-            return found
-    return None
+                removed.append((group, removable(group, order)[: whole_steps(group, n_gone)]))
+        yield removed
 
 
 def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> str | None:
     """Whether the masked and the surgically pruned network agree; the reason if they do not.
 
-    On two random coalitions: without a single unit, and without half of the units; see
-    `disagreement`. And on whether its units are seen by its consumers alone, see `proof.leak`.
+    On two random coalitions: without a single unit (of each block), and without half of the units;
+    see `disagreement`. And on whether its units are seen by its consumers alone, see `proof.leak`.
 
     Args:
         model: in eval mode, float32.
@@ -97,7 +117,8 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
     assert not model.training
     order = torch.randperm(group.n_units, generator=torch.Generator().manual_seed(seed)).tolist()
     order = removable(group, order)
-    for units in (order[:1], order[: group.n_units // 2]):
+    for n_gone in (group.step, whole_steps(group, group.n_units // 2)):
+        units = order[:n_gone]
         if found := agree(model, [(group, units)], images):
             return found
     return leak(model, group, images[:1])
@@ -106,13 +127,17 @@ def check_group(model: nn.Module, group: Group, images: Tensor, seed: int) -> st
 def disagreement(found: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> str | None:
     """How outputs differ from what they should be, in words; None if they do not.
 
-    The measure is max |found - right| / max |right|, over the outputs of all images; `tolerance` is
-    what it may be.
+    `tolerance` is what the `relative_error` may be.
     """
-    largest = right.abs().max().item()
-    if largest == 0:
+    if not right.any():
         return "cannot be compared: all outputs are 0"
-    difference = (found.to(right.device) - right).abs().max().item() / largest
+    difference = relative_error(found, right)
     if difference <= tolerance:  # nan does not
         return None
     return f"differ: relative error {difference:.2g}"
+
+
+def relative_error(found: Tensor, right: Tensor) -> float:
+    """max |found - right| / max |right|, over the outputs of all images."""
+    difference = (found.to(right.device) - right).abs().max() / right.abs().max()
+    return difference.item()

@@ -74,9 +74,12 @@ def _can_be_cut(model: nn.Module, groups: list[Group], example: Tensor) -> bool:
     for group in groups:
         if group.reason is None:
             # of unequal size: a forward may be right as long as its halves stay equal
-            bounds = torch.randint(group.n_units + 1, (TRIES - 1,), generator=random)
-            order = torch.randperm(group.n_units, generator=random)
-            parts.append((group, order.tensor_split(bounds.sort().values)))
+            n_steps = group.n_units // group.step
+            bounds = torch.randint(n_steps + 1, (TRIES - 1,), generator=random)
+            order = torch.randperm(group.n_units, generator=random).tolist()
+            going = removable(group, order)
+            every = torch.tensor(going + [unit for unit in order if unit not in set(going)])
+            parts.append((group, every.tensor_split(bounds.sort().values * group.step)))
     return not any(
         agree(model, [(g, removable(g, units[i].tolist())) for g, units in parts], example)
         for i in range(TRIES)

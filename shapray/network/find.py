@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from shapray.errors import NetworkError
+from shapray.network.blocks import InGroups, blocks
 from shapray.network.coupling import MIXED
 from shapray.network.group import Channels, Group, Parameter
 from shapray.network.tracker import Tracked, track
@@ -36,7 +37,9 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
             "the network runs, but its channels cannot be followed through it with one image of "
             f"shape {tuple(example.shape)}: {one_line(error)}"
         ) from error
-    return _Finder(model, tracked).groups()
+    while misfit := (finder := _Finder(model, tracked)).whole_convolution():
+        tracked.keep_whole(misfit)
+    return finder.groups()
 
 
 def is_hidden(group: Group) -> bool:
@@ -106,7 +109,27 @@ class _Finder:
         return {label: numbered[id(united)] for label, united in group_of.items()}
 
     def _passes_on(self, name: str) -> bool:
-        return getattr(self.model.get_submodule(name), "groups", 1) > 1
+        """Whether a layer is a convolution in groups that are removed as a whole, if at all."""
+        in_groups = getattr(self.model.get_submodule(name), "groups", 1) > 1
+        return in_groups and name not in self.tracked.in_groups
+
+    def whole_convolution(self) -> str | None:
+        """A convolution in groups that can only lose whole groups, which is not known yet: what it
+        reads or puts out are no equal blocks of units."""
+        for units in {id(u): u for u in self._sharing().values()}.values():
+            seen = []
+            for name, channels in self._in_groups(units):
+                seen.append(channels)
+                if blocks(len(units), seen) is None:
+                    return name
+        return None
+
+    def _in_groups(self, units: Mapping[int, int]) -> Iterator[tuple[str, InGroups]]:
+        """Convolutions in groups that have some of the units, of which single channels may go."""
+        for name, n_groups in self.tracked.in_groups.items():
+            for labels in (self.inputs[name], self.outputs[name]):
+                if (channels := _units_of(labels, units)) is not None:
+                    yield name, (n_groups, channels)
 
     def _group(self, name: str, module: nn.Module, units: Mapping[int, int]) -> Group:
         consumers = [
@@ -151,6 +174,7 @@ class _Finder:
             tuple(parameters),
             tuple(statistics),
             tuple(moves),
+            blocks(len(units), [channels for _, channels in self._in_groups(units)]) or (),
         )
         reason = next(self._obstacles(group, units), None)
         return Group(**{**vars(group), "reason": reason})
@@ -202,5 +226,6 @@ def _unread(name: str, module: nn.Module) -> Group:
 
 def _units_of(labels: list[int], units: Mapping[int, int]) -> tuple[int, ...] | None:
     """Per channel its unit, -1 for none; None if there is no unit's among them."""
-    found = tuple(units.get(label, -1) for label in labels)
-    return found if max(found, default=-1) >= 0 else None
+    if units.keys().isdisjoint(labels):
+        return None
+    return tuple(units.get(label, -1) for label in labels)

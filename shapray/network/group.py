@@ -55,6 +55,14 @@ class Group:
     depends on all others."""
     moves: tuple[Channels, ...] = ()
     """Steps of a program that move channels (see `program`): what they read."""
+    blocks: tuple[int, ...] = ()
+    """Per unit its block: a cut takes equally many units of each, since a convolution in groups has
+    equally many channels in all of them. Empty: any units may go."""
+
+    @property
+    def step(self) -> int:
+        """How many units go at a time: one of each block."""
+        return len(set(self.blocks)) or 1
 
 
 Role = Callable[[Group], tuple[Channels, ...]]

@@ -1,5 +1,6 @@
 """Which channels of the original network are left in the pruned one, layer by layer."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,7 @@ def check_removed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]])
             raise ValueError(f"group '{name}': units to remove must be distinct, in [0, {n_units})")
         if len(units) == n_units:
             raise ValueError(f"group '{name}': all {n_units} units would go; one must stay")
+        _check_blocks(by_name[name], units)
         if len(removable(by_name[name], units)) < len(units):
             raise ValueError(
                 f"group '{name}': the units to remove are all that some layer of its "
@@ -115,16 +117,50 @@ def check_removed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]])
 
 
 def removable(group: Group, order: Sequence[int]) -> list[int]:
-    """Of units in the order in which they go, those that leave every layer a channel: of a stream
-    that gets wider, some layers have a few of the units only."""
+    """Of units in the order in which they would go, those that can, in the order in which they do:
+    the first `group.step` together, then the next.
+
+    Every layer keeps a channel: of a stream that gets wider, some layers have a few of the units
+    only. Where there are blocks, each loses the first of its own at the first step, and so on.
+    """
     layers = [set(layer.unit_of_channel) for layer in (*group.writers, *group.consumers)]
-    found = []
-    for unit in order:
-        if {unit} not in layers:
-            found.append(unit)
+    layers.append(set(range(group.n_units)))
+    found: list[int] = []
+    for together in _steps(group, order):
+        if not any(left and left.issubset(together) for left in layers):
+            found.extend(together)
             for left in layers:
-                left.discard(unit)
+                left.difference_update(together)
     return found
+
+
+def whole_steps(group: Group, n: int) -> int:
+    """How many units go where about `n` would: whole steps, at least one."""
+    return max(1, n // group.step) * group.step
+
+
+def _steps(group: Group, order: Sequence[int]) -> Iterable[tuple[int, ...]]:
+    """Units that go together: one alone, or one of each block, in the order within each."""
+    if not group.blocks:
+        return ((unit,) for unit in order)
+    of_block: dict[int, list[int]] = {block: [] for block in sorted(set(group.blocks))}
+    for unit in order:
+        of_block[group.blocks[unit]].append(unit)
+    return zip(*of_block.values())
+
+
+def _check_blocks(group: Group, units: Sequence[int]) -> None:
+    """Raise ValueError unless equally many units of every block go."""
+    gone = Counter(group.blocks[unit] for unit in units) if group.blocks else Counter()
+    counts = {block: gone[block] for block in group.blocks}
+    if len(set(counts.values())) > 1:
+        most, least = (choose(counts, key=counts.__getitem__) for choose in (max, min))
+        raise ValueError(
+            f"group '{group.name}': a cut takes equally many of each of its {group.step} blocks, "
+            f"since convolutions in groups read or make them; of the {len(units)} units to remove "
+            f"{counts[most]} are in block {most} and {counts[least]} in block {least}; "
+            f"{sorted(removable(group, range(group.n_units))[: group.step])} would do"
+        )
 
 
 def _passed_on(model: nn.Module, name: str, outputs: Tensor) -> Tensor | None:

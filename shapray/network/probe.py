@@ -5,7 +5,6 @@ not so: values would be those of no image, or of other probabilities than the ne
 """
 
 import contextlib
-import copy
 import math
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from shapray.errors import NetworkError
 from shapray.network.at_work import at_work
+from shapray.network.doubled import in_float64, runs
 from shapray.text import one_line
 
 REPEATS = 8  # of the same image
@@ -75,7 +75,11 @@ def probe(model: nn.Module, images: Tensor) -> int:
     _logits(model, images, outputs)
     with torch.no_grad():
         _same_each_time(model, images[:1])
-        _each_alone(*_in_float64(model, images[:LOOKED_AT]))
+        exact = in_float64(model, images[:LOOKED_AT])
+        if exact is not None:
+            _each_alone(*exact, EXACT_TOLERANCE)
+        else:
+            _each_alone(model, images[:LOOKED_AT], TOLERANCE)
     return int(outputs.shape[1])
 
 
@@ -133,26 +137,6 @@ def _last_operation(model: nn.Module, images: Tensor) -> str:
     return outputs.grad_fn.name() if outputs.grad_fn is not None else ""
 
 
-def _in_float64(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, float]:
-    """A copy in float64, its images and how far outputs may be apart; or all as it is, if the
-    network insists on float32 somewhere."""
-    try:
-        exact = copy.deepcopy(model).double()
-    except Exception:  # parameters that cannot be copied, a type without a larger one
-        return model, images, TOLERANCE
-    if _runs(exact, images[:1].double()):
-        return exact, images.double(), EXACT_TOLERANCE
-    return model, images, TOLERANCE
-
-
-def _runs(model: nn.Module, images: Tensor) -> bool:
-    """Whether a network takes what it was perhaps not made for, and gives back its type."""
-    try:
-        return bool(model(images.clone()).dtype == images.dtype)
-    except Exception:  # a constant in float32, an assertion about the pixels: anything
-        return False
-
-
 def _strangers(images: Tensor) -> Tensor:
     """Images unlike those given, which may be all alike: noise, and one upside down, inverted."""
     random = torch.Generator().manual_seed(0)
@@ -174,7 +158,7 @@ def _same_each_time(model: nn.Module, image: Tensor) -> None:
 
 def _each_alone(model: nn.Module, images: Tensor, tolerance: float) -> None:
     strangers = _strangers(images)
-    batch = torch.cat([images, strangers]) if _runs(model, strangers) else images
+    batch = torch.cat([images, strangers]) if runs(model, strangers) else images
     together = model(batch.clone())
     for place in range(len(images)):
         apart = _apart(together[place], model(images[place : place + 1].clone())[0])

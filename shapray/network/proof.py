@@ -1,14 +1,16 @@
 """The proof, without a tolerance, that a group's units are seen by its consumers alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import combinations, count, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shapray.network.channel_dimension import channel_dimension
-from shapray.network.consumers import mask_consumers
+from shapray.network.consumers import intercept, mask_consumers
 from shapray.network.group import Channels, Group
 from shapray.network.layers import Layer
 
@@ -39,6 +41,63 @@ def leak(model: nn.Module, group: Group, image: Tensor) -> str | None:
             readers = ", ".join(consumer.module for consumer in group.consumers)
             return f"its units reach the output by another way than through {readers}"
     return None
+
+
+def sealed(model: nn.Module, groups: Sequence[Group], image: Tensor) -> bool:
+    """Whether it is proved of many groups at once that none has a `leak`; which of them has is for
+    that to say.
+
+    In a pass some groups are poisoned, half of their units and then the others, and the rest is
+    whole. The masks of one group could hide what leaks into it from another, and do so in no pass
+    in which it is whole: for any two groups there is one in which the other is poisoned. There a
+    leak reaches a consumer's input unmasked, where it is seen, or the output. That takes a number
+    of passes which grows with the logarithm of the groups'.
+
+    Args:
+        model, image: as for `leak`.
+    """
+    codes = _codes(len(groups))
+    for number in sorted(set().union(*codes)):
+        poisoned = [group for group, code in zip(groups, codes) if number in code]
+        for parity in (0, 1):
+            gone = [(group, torch.arange(group.n_units) % 2 == parity) for group in poisoned]
+            if _is_seen(model, gone, groups, image):
+                return False
+    return True
+
+
+def _codes(n: int) -> list[tuple[int, ...]]:
+    """Different sets of numbers, none of which is a part of another, of as few numbers as can
+    be (Sperner)."""
+    length = next(length for length in count(1) if math.comb(length, (length + 1) // 2) >= n)
+    return list(islice(combinations(range(length), (length + 1) // 2), n))
+
+
+def _is_seen(
+    model: nn.Module,
+    gone: Sequence[tuple[Group, Tensor]],
+    groups: Sequence[Group],
+    image: Tensor,
+) -> bool:
+    """Whether a NaN of a group's units that are gone gets past the masks, into any group's
+    consumer or the output; also if the forward fails on NaN."""
+    seen: list[Tensor] = []
+
+    def look(read: Tensor, _: int) -> Tensor:
+        seen.append(read.isnan().any())
+        return read
+
+    readers = {reader.module: (reader, look) for group in groups for reader in group.consumers}
+    with torch.no_grad(), ExitStack() as stack:
+        for group, units in gone:
+            stack.enter_context(_poisoned(model, group, units))
+            stack.enter_context(mask_consumers(model, group, ~units))
+        stack.enter_context(intercept(model, readers.values()))  # they look after the masks
+        try:
+            seen.append(model(image.clone()).isnan().any())  # it may change its input
+        except Exception:  # a forward that looks at its numbers
+            return True
+    return any(bool(found) for found in seen)
 
 
 @contextmanager

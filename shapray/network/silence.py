@@ -4,11 +4,11 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shapray.network.group import CONSUMERS, STATISTICS, Group
 from shapray.network.index_maps import channels_left
-from shapray.network.layers import Layer, rows
+from shapray.network.layers import Layer, dimensions, rows
 from shapray.network.statistics import AlwaysKept
 
 
@@ -27,7 +27,25 @@ def silenced(
         for name, channels in channels_left(groups, removed, CONSUMERS).items():
             consumer = network.get_submodule(name)
             assert isinstance(consumer, Layer)
-            rows(consumer)[:, ~channels] = 0
+            consumer.weight.copy_(without(consumer, channels))
     for name, channels in channels_left(groups, removed, STATISTICS).items():
-        network.set_submodule(name, AlwaysKept(network.get_submodule(name), channels))
+        norm = network.get_submodule(name)
+        if isinstance(norm, AlwaysKept):  # the network has been silenced before
+            norm.kept = torch.as_tensor(norm.kept) & channels
+        else:
+            network.set_submodule(name, AlwaysKept(norm, channels))
     return network
+
+
+def without(layer: Layer, channels: Tensor) -> Tensor:
+    """A layer's weight, zero for what it would read of channels that are gone.
+
+    Args:
+        channels: (n_channels,) bool, those that are left.
+    """
+    weight = rows(layer)
+    n_groups = getattr(layer, "groups", 1)
+    of_groups = channels.to(weight.device).view(n_groups, 1, -1)
+    reads = of_groups.expand(-1, len(weight) // n_groups, -1).flatten(0, 1)  # (outputs, inputs)
+    left = weight.masked_fill(~reads[(..., *[None] * (weight.ndim - 2))], 0)
+    return left.transpose(*dimensions(layer)) if dimensions(layer) == (1, 0) else left

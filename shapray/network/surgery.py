@@ -16,18 +16,24 @@ from shapray.network.statistics import AlwaysKept
 
 
 def prune_model(
-    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]
+    model: nn.Module,
+    groups: Sequence[Group],
+    removed: Mapping[str, Sequence[int]],
+    *,
+    share: bool = False,
 ) -> nn.Module:
     """A deep copy of `model` without some units; `model` itself is left alone.
 
     Args:
         groups: of the network, from `find_groups`.
         removed: name of a group -> its units to remove, as numbered there.
+        share: parameters and buffers that lose nothing are the model's own, for a quick look.
     Raises:
         ValueError: as `kept_channels`.
     """
     with torch.inference_mode(False):  # what is copied in inference mode can never require grad
-        pruned = copy.deepcopy(model)
+        shared = (*model.parameters(), *model.buffers()) if share else ()
+        pruned = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
         for name, module in list(pruned.named_modules()):
             if isinstance(module, AlwaysKept):  # of a silenced network: now it is really cut
                 pruned.set_submodule(name, module.norm)
@@ -86,17 +92,30 @@ def _n_channels(module: nn.Module) -> int:
 
 
 def _cut_convolution(module: _ConvNd, kept: Kept) -> None:
-    of_outputs, of_inputs = dimensions(module)
-    _keep(module, "weight", of_outputs, kept.outputs)
     _keep(module, "bias", 0, kept.outputs)
-    if module.groups == 1:
+    if module.groups > 1:
+        _cut_groups(module, kept)
+    else:
+        of_outputs, of_inputs = dimensions(module)
+        _keep(module, "weight", of_outputs, kept.outputs)
         _keep(module, "weight", of_inputs, kept.inputs)
-    elif kept.outputs is not None:  # whole convolution groups are left
-        module.groups = len(kept.outputs) * module.groups // module.out_channels
     module.out_channels, module.in_channels = (
         rows(module).shape[0],
         rows(module).shape[1] * module.groups,
     )
+
+
+def _cut_groups(module: _ConvNd, kept: Kept) -> None:
+    """Of a convolution group every output reads the same inputs, as many as those of the others; a
+    group without outputs is gone."""
+    outputs = _index(kept.outputs, module.out_channels, module.weight)
+    inputs = _index(kept.inputs, module.in_channels, module.weight)
+    of_output = outputs // (module.out_channels // module.groups)
+    in_group = module.in_channels // module.groups
+    alive, place = of_output.unique(return_inverse=True)
+    read = inputs[torch.isin(inputs // in_group, alive)].view(len(alive), -1) % in_group
+    _put(module, "weight", module.weight.detach()[outputs[:, None], read[place]])
+    module.groups = len(alive)
 
 
 def _keep(module: nn.Module, name: str, dim: int, kept: tuple[int, ...] | None) -> None:
@@ -104,9 +123,17 @@ def _keep(module: nn.Module, name: str, dim: int, kept: tuple[int, ...] | None) 
     tensor: Tensor | None = getattr(module, name)
     if kept is None or tensor is None or tensor.ndim <= dim or tensor.shape[dim] == 1:
         return
-    index = torch.tensor(kept, dtype=torch.int64, device=tensor.device)
-    left = tensor.detach().index_select(dim, index)
-    if name in module._parameters:
-        module._parameters[name] = nn.Parameter(left, requires_grad=tensor.requires_grad)
+    index = _index(kept, tensor.shape[dim], tensor)
+    _put(module, name, tensor.detach().index_select(dim, index))
+
+
+def _index(kept: tuple[int, ...] | None, n: int, beside: Tensor) -> Tensor:
+    """(n_kept,) int64 on a tensor's device; all of `n` for None."""
+    return torch.tensor(range(n) if kept is None else kept, device=beside.device)
+
+
+def _put(module: nn.Module, name: str, left: Tensor) -> None:
+    if (parameter := module._parameters.get(name)) is not None:
+        module._parameters[name] = nn.Parameter(left, requires_grad=parameter.requires_grad)
     else:
         module._buffers[name] = left

@@ -45,6 +45,8 @@ class Tracked:
         norms: layer -> the channels it reads and puts out, (n_channels,).
         statistics: layer that is a statistic over channels (see `statistics`) -> those it reads.
         moves: step of a program that moves channels -> those it reads, (n_channels,).
+        in_groups: convolution whose groups have several inputs and outputs each -> how many groups;
+            a cut may take equally many channels of each.
         parameters: name -> the channels of its entries, in its shape; those of no layer above.
         above: layer -> the layers that were run on the way to what it reads.
         of_network: labels of what the network puts out, or makes of it at its very end.
@@ -56,9 +58,19 @@ class Tracked:
     norms: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     moves: dict[str, Tensor] = field(default_factory=dict)
+    in_groups: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     above: dict[str, set[str]] = field(default_factory=dict)
     of_network: set[int] = field(default_factory=set)
+
+    def keep_whole(self, name: str) -> None:
+        """Of a convolution in groups a group's inputs and outputs go together from now on."""
+        n_groups = self.in_groups.pop(name)
+        read = self.inputs[name].view(n_groups, -1)
+        outputs = self.outputs[name].view(n_groups, -1)
+        reason = "a convolution in groups, of channels that belong to no group"
+        self.coupling.exclude(outputs[~read.any(1)], reason)
+        self.coupling.one_along(torch.cat([read, outputs], 1), [1])
 
 
 def track(model: nn.Module, example: Tensor) -> Tracked:
@@ -226,7 +238,9 @@ class _Tracker(Watching):
             reason = f"{name} and {self.tied[name]} share their weights"
             self.coupling.exclude(torch.cat([read, outputs]), reason)
         elif getattr(module, "groups", 1) > 1:
-            self._couple_groups(int(module.groups), read, outputs)  # type: ignore[arg-type]
+            n_groups = self.found.in_groups[name] = int(module.groups)  # type: ignore[arg-type]
+            if n_groups in (len(read), len(outputs)):  # a depthwise one: an output with its input
+                self.found.keep_whole(name)
         return outputs
 
     def _unite_calls(self, name: str, before: Tensor, now: Tensor) -> None:
@@ -234,14 +248,6 @@ class _Tracker(Watching):
         reason = f"{name} is called again, with something else in its channels' places"
         self.coupling.exclude(torch.maximum(before, now)[once], reason)
         self.coupling.together([before, now], "")
-
-    def _couple_groups(self, n_groups: int, read: Tensor, outputs: Tensor) -> None:
-        """A convolution in groups: a group's inputs and outputs go together. With one input each,
-        it is a depthwise one, and an output goes with its input."""
-        read, outputs = read.view(n_groups, -1), outputs.view(n_groups, -1)
-        reason = "a convolution in groups, of channels that belong to no group"
-        self.coupling.exclude(outputs[~read.any(1)], reason)
-        self.coupling.one_along(torch.cat([read, outputs], 1), [1])
 
     def _channels(self, name: str, read: Tensor, channel: int) -> Tensor:
         """The classes along a dimension of what a layer reads, (n_channels,)."""

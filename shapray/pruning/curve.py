@@ -12,7 +12,6 @@ from shapray.pruning.cuts import WHOLE, Compared, Cut, Losses
 from shapray.pruning.evaluate import Tally, paired_difference
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking
-from shapray.pruning.repair.curves import counts
 from shapray.storage.schemas import CURVE, LOSSES
 
 
@@ -127,8 +126,14 @@ def curve_table(measurements: Sequence[Measurement], n_units: int, key: str) -> 
     return pa.Table.from_pylist(rows, schema=CURVE)
 
 
-def losses_table(ranked: Sequence[Ranking], losses: Losses) -> pa.Table:
-    """The rows of ``prune/group_losses.parquet``, of the groups whose losses are known."""
+def losses_table(
+    ranked: Sequence[Ranking], losses: Losses, points: Mapping[str, Sequence[int]]
+) -> pa.Table:
+    """The rows of ``prune/group_losses.parquet``, of the groups whose losses are known.
+
+    Args:
+        points: group -> how many of its units go at each point of its curve.
+    """
     rows = [
         {
             "criterion": ranking.criterion,
@@ -138,8 +143,8 @@ def losses_table(ranked: Sequence[Ranking], losses: Losses) -> pa.Table:
             "loss": loss,
         }
         for ranking in ranked
-        for group, values in ranking.scores.items()
+        for group in ranking.scores
         if group in losses[ranking.name]
-        for count, loss in zip(counts(len(values)), losses[ranking.name][group], strict=True)
+        for count, loss in zip(points[group], losses[ranking.name][group], strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=LOSSES)

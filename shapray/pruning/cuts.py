@@ -55,10 +55,18 @@ class Chooser:
         prune: the job's section.
         n_units: of every group that was scored.
         sizes: of the network; without it, sizes are shares of the units only.
+        groups: those that were scored, at least; of `sizes`, if that is there.
     """
 
-    def __init__(self, prune: Prune, n_units: Mapping[str, int], sizes: Sizes | None) -> None:
+    def __init__(
+        self,
+        prune: Prune,
+        n_units: Mapping[str, int],
+        sizes: Sizes | None,
+        groups: Sequence[Group] = (),
+    ) -> None:
         self.prune, self._sizes, self.n_units = prune, sizes, dict(n_units)
+        self._groups = {group.name: group for group in groups} if sizes is None else sizes.groups
         self.latency: Size | None = None  # share of the whole network's, once it has been measured
         self.gone = dict.fromkeys(n_units, 0)  # units of each group, in the rounds before
         self.choices = {
@@ -67,10 +75,12 @@ class Chooser:
             else allocate.options(n, prune.min_units, prune.round_to)
             for name, n in self.n_units.items()
         }
-        for name, group in ({} if sizes is None else sizes.groups).items():
+        for name, group in self._groups.items():
             if name in self.choices:
                 most = len(removable(group, range(group.n_units)))
-                self.choices[name] = [n for n in self.choices[name] if n <= most]
+                self.choices[name] = [
+                    n for n in self.choices[name] if n <= most and n % group.step == 0
+                ]
 
     def after(self, removed: Mapping[str, Sequence[int]], scored: Collection[str]) -> "Chooser":
         """The chooser of a further round. It speaks of the whole network, too: of its sizes, and
@@ -186,9 +196,9 @@ class Chooser:
         if self.prune.allocation == "measured":
             curves = {
                 group: _Interpolated(
-                    losses[ranking.name].get(group, [0.0]), n - self.gone[group], self.gone[group]
+                    losses[ranking.name].get(group, [0.0]), self.points(group), self.gone[group]
                 )
-                for group, n in self.n_units.items()
+                for group in self.n_units
             }
             found = allocate.least_loss(curves, allowed, size, target)
         elif self.prune.allocation == "global":
@@ -199,13 +209,27 @@ class Chooser:
 
     def _orders(self, ranking: Ranking) -> dict[str, list[int]]:
         """In which units go, those that can: every layer keeps a channel."""
-        if self._sizes is None:
-            return ranking.orders
-        groups = self._sizes.groups
+        groups = self._groups
         return {
             name: removable(groups[name], order) if name in groups else order
             for name, order in ranking.orders.items()
         }
+
+    def first(self, group: str, n: int) -> list[int]:
+        """Some units that can go, as many as that: where only their number matters."""
+        order = range(self.n_units[group])
+        known = self._groups.get(group)
+        return (list(order) if known is None else removable(known, order))[:n]
+
+    @property
+    def blocks(self) -> dict[str, tuple[int, ...]]:
+        """Group -> the blocks of its units, of each of which equally many go; see `Group`."""
+        return {name: group.blocks for name, group in self._groups.items()}
+
+    def points(self, group: str) -> list[int]:
+        """How many more of a group's units go at each point of its loss curve."""
+        n_left = self.n_units[group] - self.gone[group]
+        return counts(n_left, self._groups[group].step if group in self._groups else 1)
 
     def as_large(self, ranking: Ranking, losses: Losses, macs: float) -> dict[str, list[int]]:
         """The units that go so that as many multiply-adds stay: no more; but within `EVEN` more
@@ -237,8 +261,8 @@ def _up(share: float) -> float:
 class _Interpolated:
     """A loss curve at any count: never lower with more units gone."""
 
-    def __init__(self, losses: Sequence[float], n_left: int, gone: int) -> None:
-        self.at = [gone + count for count in counts(n_left)][: len(losses)]
+    def __init__(self, losses: Sequence[float], points: Sequence[int], gone: int) -> None:
+        self.at = [gone + count for count in points][: len(losses)]
         self.losses = np.maximum.accumulate(np.array(losses))
 
     def __call__(self, count: int) -> float:

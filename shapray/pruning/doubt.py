@@ -24,6 +24,7 @@ def misplaced(
     cost: float | None,
     removed: Sequence[int],
     n_draws: int = N_DRAWS,
+    blocks: Sequence[int] = (),
 ) -> np.ndarray:
     """For each unit of a group: of a removed one the chance that it is worth more than one that
     stays, of a kept one the chance that it is worth less than one that goes.
@@ -34,6 +35,7 @@ def misplaced(
         scores: the group's rows of ``scores.parquet``.
         cost: multiply-adds that go with a unit, if its worth is for what it costs.
         removed: the units that the job's own cut removes.
+        blocks: of the units, see `Group`; equally many go of each.
     Returns:
         (n_units,) float64; NaN where nothing is known: the ranking is not by Shapley values, an
         error is not known, nothing goes, or the cut is not what the ranking says (several rounds).
@@ -50,9 +52,10 @@ def misplaced(
     exact = all(of_draws is part for part, of_draws in zip(parts, drawn))
     if exact or not removed or not all(np.isfinite(of_draws).all() for of_draws in drawn):
         return unknown
-    if not np.array_equal(_lowest(together(parts, cost), len(removed)), is_removed):
+    of_blocks = np.array(blocks if len(blocks) else [0] * len(scores))
+    if not np.array_equal(_lowest(together(parts, cost), len(removed), of_blocks), is_removed):
         return unknown
-    return (_lowest(together(drawn, cost), len(removed)) != is_removed).mean(axis=0)
+    return (_lowest(together(drawn, cost), len(removed), of_blocks) != is_removed).mean(axis=0)
 
 
 def all_misplaced(
@@ -60,6 +63,7 @@ def all_misplaced(
     prune: Prune,
     costs: Mapping[str, float],
     removed: Mapping[str, Sequence[int]],
+    blocks: Mapping[str, Sequence[int]],
 ) -> dict[str, np.ndarray]:
     """`misplaced` of every group that something was removed from, or could have been."""
     groups = np.array(scores["group"].to_pylist(), dtype=object)
@@ -69,6 +73,7 @@ def all_misplaced(
             prune,
             costs[group] if prune.per_multiply_add else None,
             removed.get(group, ()),
+            blocks=blocks.get(group, ()),
         )
         for group in dict.fromkeys(groups.tolist())
     }
@@ -92,6 +97,13 @@ def _column(scores: pa.Table, name: str) -> np.ndarray:
     return scores[name].to_numpy(zero_copy_only=False).astype(float)
 
 
-def _lowest(scores: np.ndarray, n: int) -> np.ndarray:
-    """(..., n_units) bool: the `n` that go first; equal ones by the units' order."""
-    return scores.argsort(axis=-1, kind="stable").argsort(axis=-1) < n
+def _lowest(scores: np.ndarray, n: int, blocks: np.ndarray) -> np.ndarray:
+    """(..., n_units) bool: the `n` that go first, equally many of each block; equal ones by the
+    units' order."""
+    lowest = np.zeros(scores.shape, bool)
+    each = np.unique(blocks)
+    for block in each:
+        own = scores[..., blocks == block]
+        places = own.argsort(axis=-1, kind="stable").argsort(axis=-1)
+        lowest[..., blocks == block] = places < n / len(each)
+    return lowest

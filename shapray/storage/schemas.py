@@ -41,6 +41,12 @@ GROUPS = pa.schema(
             "what is computed anew for a coalition on an image; null where it is excluded",
             "multiply-adds",
         ),
+        column(
+            "blocks",
+            pa.list_(pa.int32()),
+            "block of each unit: a cut takes equally many of each, as a convolution in groups has "
+            "equally many channels in all of them; null: any units may go",
+        ),
     ]
 )
 PRICES = pa.schema(

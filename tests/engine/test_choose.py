@@ -1,5 +1,7 @@
 """The check of a split network, and what a group that fails it means for a plan."""
 
+import copy
+
 import pytest
 import torch
 from cases import case
@@ -12,6 +14,7 @@ from shapray.driver.inputs import open_inputs
 from shapray.driver.plan import plan
 from shapray.engine.choose import check_split
 from shapray.engine.network_game import NetworkSplit
+from shapray.network.replay import Replay
 from shapray.storage.run_directory import RunDirectory
 
 
@@ -19,10 +22,12 @@ from shapray.storage.run_directory import RunDirectory
 def test_a_tail_that_computes_something_else_is_named_with_its_error(way):
     network = case("digits")
     split = NetworkSplit(network.folded, network.group("conv3"), network.example)
-    assert check_split(split, network.model, network.images, seed=0) is None
-    weight = next(iter(getattr(split, way).parameters()))
-    weight.data *= 1.01
-    found = check_split(split, network.model, network.images, seed=0)
+    replays = Replay(network.model, network.example), Replay(network.folded, network.example)
+    assert check_split(split, *replays, seed=0) is None
+    tail = getattr(split, f"{way}_tail")
+    tail.graph = copy.deepcopy(tail.graph)  # the network's weights are left alone
+    next(iter(tail.graph.parameters())).data *= 1.01
+    found = check_split(split, *replays, seed=0)
     assert found is not None
     assert "tail and the network differ: relative error 0.0" in found
 

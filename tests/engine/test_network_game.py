@@ -9,6 +9,7 @@ from plain import without
 from shapray.engine.network_game import NetworkSplit
 from shapray.engine.trace import fold
 from shapray.network.find import find_groups
+from shapray.network.index_maps import removable
 from shapray.shapley.values import NAMES
 
 # --- which groups ---------------------------------------------------------------------------------
@@ -74,8 +75,10 @@ def test_outputs_are_those_of_the_pruned_network(network):
     for group in network.groups:
         every = torch.arange(len(network.images))
         _, coalitions = draw(1, group.n_units, 6)
-        for kept in coalitions[coalitions.any(1)]:
-            removed = (~kept).nonzero()[:, 0].tolist()
+        for coalition in coalitions[coalitions.any(1)]:
+            removed = removable(group, (~coalition).nonzero()[:, 0].tolist())
+            kept = torch.ones(group.n_units, dtype=torch.bool)
+            kept[removed] = False
             pruned = without(network.model, network.example, {group.name: removed})
             with torch.inference_mode():
                 expected = pruned(network.images)

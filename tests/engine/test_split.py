@@ -15,6 +15,7 @@ from shapray.engine.trace import fold
 from shapray.network.check import check_group
 from shapray.network.consumers import mask_consumers
 from shapray.network.find import find_groups
+from shapray.network.replay import Replay
 from shapray.shapley.estimators import estimate
 
 N_IMAGES = 2
@@ -70,7 +71,8 @@ def test_exact_values_are_those_of_the_masked_network(kind, precision):
     group = next(g for g in find_groups(model, images[:1]) if g.name == "a")
     assert (group.reason, check_group(model, group, images, 0)) == (None, None)
     folded = fold(model, images[:1])
-    assert check_split(NetworkSplit(folded, group, images[:1]), model, images, 0) is None
+    replays = Replay(model, images[:1]), Replay(folded, images[:1])
+    assert check_split(NetworkSplit(folded, group, images[:1]), *replays, seed=0) is None
     split = NetworkSplit(folded, group, images[:1], precision=precision)
     labels = torch.tensor([0, 2])
     found = [

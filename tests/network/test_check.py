@@ -91,6 +91,22 @@ def test_check_names_error_and_coalition():
     assert reason.endswith("with 1 of 8 units removed")
 
 
+def test_what_is_small_in_float32_and_no_rounding_is_a_difference():
+    model = lively(Mixed(lambda x: x + 1e-3 * x.mean(1, keepdim=True)))
+    reason = check_group(model, _unread(model), images(), seed=0)
+    assert reason.startswith("masked and pruned network differ: relative error ")
+    assert 1e-5 < float(reason.split()[7]) < 1e-4
+
+
+def test_what_is_rounding_in_float32_is_none():
+    def rounded(x: Tensor) -> Tensor:
+        is_cut = x.shape[1] < 8
+        return x * (1 + 2e-4 * is_cut * (x.dtype == torch.float32))
+
+    model = lively(Mixed(rounded))
+    assert check_group(model, _unread(model), images(), seed=0) is None
+
+
 def test_a_leak_that_no_tolerance_shows_is_proved():
     model = lively(Mixed(lambda x: x + 1e-9 * x.mean(1, keepdim=True)))
     group = _unread(model)

@@ -20,6 +20,7 @@ from shapray.network.cuttable import cuttable
 from shapray.network.group import Group
 from shapray.network.index_maps import removable
 from shapray.network.program import is_program
+from shapray.network.replay import Replay
 from shapray.network.surgery import prune_model
 
 RELATIVE = 1e-5
@@ -31,13 +32,14 @@ def checked(model: nn.Module) -> tuple[nn.Module, dict[str, Group], dict[str, Ne
     """The network in the form that is cut, its groups, and the halves of those that are scored."""
     network, groups = cuttable(model, IMAGES[:1])
     folded = fold(network, IMAGES[:1])
+    replays = Replay(network, IMAGES[:1]), Replay(folded, IMAGES[:1])
     splits = {}
     for group in groups:
         if group.reason is None:
             assert check_group(network, group, IMAGES, seed=0) is None, group.name
             splits[group.name] = NetworkSplit(folded, group, IMAGES[:1])
             assert splits[group.name].parts is not None, group.name
-            assert check_split(splits[group.name], network, IMAGES, seed=0) is None, group.name
+            assert check_split(splits[group.name], *replays, seed=0) is None, group.name
     return network, {group.name: group for group in groups}, splits
 
 

@@ -137,7 +137,8 @@ def test_what_cannot_be_scored_is_listed_with_its_reason():
 
     groups = groups_by_name(lively(Odd()))
     assert {name: group.reason for name, group in groups.items()} == {
-        "a": "up reads it, a ConvTranspose2d in groups",
+        "a": None,
+        "grouped": "up reads it, a ConvTranspose2d in groups",
         "up": "up is a ConvTranspose2d in groups",
         "narrow": "it has a single unit",
         "unused": "never called, or the network's output does not depend on it",

@@ -10,7 +10,7 @@ from torch import nn
 
 from shapray.network.check import check_group
 from shapray.network.find import find_groups
-from shapray.network.index_maps import Kept, kept_channels
+from shapray.network.index_maps import Kept, kept_channels, removable, whole_steps
 from shapray.zoo import digits_cnn
 
 
@@ -27,7 +27,8 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor, dict[str, list[int]]]:
     removed = {}
     for group in find_groups(model, images[:1]):
         if group.reason is None and check_group(model, group, images, seed=0) is None:
-            removed[group.name] = torch.randperm(group.n_units)[: group.n_units // 2].tolist()
+            order = removable(group, torch.randperm(group.n_units).tolist())
+            removed[group.name] = order[: whole_steps(group, group.n_units // 2)]
     assert removed
     return model, images[:1], removed
 

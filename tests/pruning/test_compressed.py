@@ -91,3 +91,18 @@ def test_a_network_that_cannot_be_traced_is_told_apart_from_a_small_memory():
     assert not any("memory" in line for line in made.notes)
     assert any("torch.fx cannot trace the network" in line for line in made.notes)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["ChannelsLastMlp", "Residual"])
+def test_repairs_follow_each_other(name):
+    """Each begins with the network that the one before has made, norms over channels in it."""
+    torch.manual_seed(0)
+    network = randomise(NETWORKS[name]())
+    groups = [group for group in find_groups(network, IMAGES[:1]) if group.reason is None]
+    removed = {group.name: [2, 3] for group in groups}
+    arguments = (IMAGES, None, Prune(macs=0.5), 0)
+    losses = []
+    for repair in ([], ["batchnorm", "least_squares"]):
+        small = compressed(network, groups, removed, repair, *arguments).network
+        losses.append((small(IMAGES) - network(IMAGES)).square().mean())
+    assert losses[1] < losses[0]

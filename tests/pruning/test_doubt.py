@@ -57,3 +57,12 @@ def test_the_same_scores_give_the_same_chances() -> None:
     scores = table(np.arange(8), 1.0)
     first, second = (misplaced(scores, Prune(rank_by="mean"), 1.0, [0, 1]) for _ in range(2))
     assert np.array_equal(first, second)
+
+
+def test_equally_many_of_each_block_go() -> None:
+    """The lowest of each block, though two of the other block are lower than it."""
+    scores, prune = table([0, 1, 2, 10, 11, 12], 0.3), Prune(rank_by="mean")
+    blocks = [0, 0, 0, 1, 1, 1]
+    found = misplaced(scores, prune, 1.0, [0, 3], blocks=blocks)
+    assert found[[0, 1, 3, 4]] == pytest.approx(NormalDist().cdf(-1 / np.sqrt(2 * 0.09)), abs=0.01)
+    assert np.isnan(misplaced(scores, prune, 1.0, [0, 1], blocks=blocks)).all()

@@ -171,7 +171,7 @@ def test_plans_keep_the_constraints_and_the_share(allocation, round_to, min_unit
 @pytest.mark.parametrize("allocation", ["measured", "global", "uniform"])
 @pytest.mark.parametrize("key", ["macs", "parameters"])
 @pytest.mark.parametrize(("round_to", "min_units"), [(1, 1), (2, 3)])
-@pytest.mark.parametrize("name", ["digits", "Separable", "SqueezeExcite"])
+@pytest.mark.parametrize("name", ["digits", "Separable", "SqueezeExcite", "Aggregated"])
 def test_plans_keep_the_constraints_and_the_size(name, key, allocation, round_to, min_units):
     model, example = case(name).model, case(name).example
     sizes = Sizes(model, find_groups(model, example), example)
@@ -211,13 +211,14 @@ def test_a_rivals_size_is_the_nearest_from_below_or_a_little_above(allocation):
 def check(prune: Prune, scores, sizes, rng) -> None:
     """What a plan has to keep, and that a size is refused beforehand if none can be made."""
     n_units = {group: len(values) for group, values in scores.items()}
+    chooser = Chooser(prune, n_units, sizes)
     losses = {
         "shapley": {
-            group: np.concatenate([[0], np.cumsum(rng.exponential(size=len(counts(n)) - 1))])
-            for group, n in n_units.items()
+            group: np.append(0.0, rng.exponential(size=len(chooser.points(group)) - 1).cumsum())
+            for group in n_units
         }
     }
-    chooser = Chooser(prune, n_units, sizes)
+    blocks = {group: chooser.blocks.get(group) or [0] * n for group, n in n_units.items()}
     key, share = prune.target
     try:
         chooser.check()
@@ -235,7 +236,11 @@ def check(prune: Prune, scores, sizes, rng) -> None:
             assert left >= prune.min_units
             assert n_units[group] < prune.round_to or left % prune.round_to == 0
             # no unit that stays is worth less than one that goes
-            assert scores[group][units].max() <= np.delete(scores[group], units).min()
+            gone, of_blocks = np.isin(np.arange(n_units[group]), units), np.array(blocks[group])
+            for block in set(blocks[group]):
+                own, goes = scores[group][of_blocks == block], gone[of_blocks == block]
+                assert goes.sum() == len(units) / len(set(blocks[group]))
+                assert own[goes].max() <= own[~goes].min()
     size, whole = chooser.measure(key)
     found = size({group: len(units) for group, units in plan.items()})
     if key == "ratio":

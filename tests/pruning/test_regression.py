@@ -73,18 +73,20 @@ def test_it_is_the_direct_solution(name, n_rows, with_bias):
 
 
 @pytest.mark.parametrize("with_bias", BIASED)
-@pytest.mark.parametrize("name", ["plain", "strided", "linear", "linear of maps"])
+@pytest.mark.parametrize("name", ["plain", "strided", "grouped", "linear", "linear of maps"])
 def test_channels_that_may_not_be_read_are_as_good_as_not_there(name, with_bias):
     layer, inputs, targets = problem(name)
     given = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    channels = torch.arange(layer.weight.shape[1]) % 3 != 1
+    n_groups = getattr(layer, "groups", 1)
+    channels = torch.arange(n_groups * layer.weight.shape[1]) % 3 != 1  # one of each group
     weight, bias = fitted(
         layer, inputs, targets, None if with_bias else given.double().numpy(), channels
     )
     for n_rows in (0, sys.maxsize):
         found = fit(layer, inputs, targets, with_bias, n_rows, channels)
         assert_same(found, weight, bias, 1e-5)
-        assert (found.weight[:, ~channels] == 0).all()
+        gone = ~channels.view(n_groups, -1).repeat_interleave(len(weight) // n_groups, 0)
+        assert (found.weight[gone] == 0).all()
         whole = Regression(layer, given, with_bias, n_rows)
         whole.add(lambda: [(inputs, targets)])
         assert_same(whole.solve(channels), weight, bias, 1e-5)

@@ -65,14 +65,14 @@ def _scores(inputs: Inputs, images: Tensor, folded: fx.GraphModule, group: Group
     consumers = {consumer.module: consumer for consumer in group.consumers}
     sites = _sites(inputs, folded, group)
     layers = {site.layer: _layer(folded, site) for site in sites}
-    _check_memory(inputs, group, {name: layer.weight[0].numel() for name, layer in layers.items()})
+    _check_memory(inputs, group, layers)
     walk = Walk(folded, images, IMAGES_AT_ONCE)
     kept = {name for site in sites for name in (walk.source(site.call), site.call)}
     readers = []
     for site in sites:
         walk.run_to(site.call, keep=kept)
         regression = _regression(inputs.model, layers[site.layer], site, walk)
-        readers.append(_Reader(regression, consumers[site.layer], group.n_units))
+        readers += _readers(regression, consumers[site.layer], group.n_units)
         del regression  # its sums are as large as all that stays of it
     order, growth = [], []
     alive = torch.ones(group.n_units, dtype=torch.bool)
@@ -101,11 +101,14 @@ def _layer(folded: fx.GraphModule, site: Site) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _check_memory(inputs: Inputs, group: Group, n_features: Mapping[str, int]) -> None:
-    """A matrix of each consumer's features is there until the last unit has gone; while one is
-    made, three more."""
+def _check_memory(
+    inputs: Inputs, group: Group, layers: Mapping[str, nn.Conv2d | nn.Linear]
+) -> None:
+    """A matrix of each consumer's features is there until the last unit has gone, for each of its
+    convolution groups; while one is made, three more."""
     room = inputs.memory - (PROCESS_BYTES if inputs.device.type == "cpu" else 0)
-    squares = [n * n for n in n_features.values()]
+    n_features = {name: layer.weight[0].numel() for name, layer in layers.items()}
+    squares = [getattr(layers[name], "groups", 1) * n * n for name, n in n_features.items()]
     needed, allowed = 8 * (sum(squares) + 3 * max(squares)), int(SHARE * room)
     if needed > allowed:
         most = max(n_features, key=n_features.__getitem__)
@@ -126,42 +129,63 @@ def _regression(
     return found
 
 
-class _Reader:
-    """A consumer's regression as units go: the inverse of its system, and its weights."""
+def _readers(regression: Regression, consumer: Channels, n_units: int) -> list["_Reader"]:
+    """One for each convolution group: what it reads is another's nothing."""
+    diagonals = regression.gram.diagonal(dim1=1, dim2=2).mean(1)
+    diagonals = (RIDGE * diagonals).clamp(min=torch.finfo(torch.float32).tiny)
+    channels = torch.tensor(consumer.unit_of_channel).view(regression.groups, -1)
+    return [
+        _Reader(system, diagonal, now, of_group.repeat_interleave(regression.taps), n_units)
+        for system, diagonal, now, of_group in zip(
+            regression.system(), diagonals, regression.now, channels
+        )
+    ]
 
-    def __init__(self, regression: Regression, consumer: Channels, n_units: int) -> None:
-        diagonal = RIDGE * regression.gram[0].diagonal().mean()
-        system = regression.system()  # (features, features), perhaps the regression's own
-        diagonal = diagonal.clamp(min=torch.finfo(torch.float32).tiny)
+
+class _Reader:
+    """A regression as units go: the inverse of its system, and its weights.
+
+    Args:
+        system: (features, features); overwritten.
+        diagonal: what is added to it.
+        weights: (features, out).
+        units: (features,) the unit of each, -1 for none.
+        n_units: of the group, some of which may have no features here.
+    """
+
+    def __init__(
+        self, system: Tensor, diagonal: Tensor, weights: Tensor, units: Tensor, n_units: int
+    ) -> None:
         system.diagonal().add_(diagonal)
         self.inverse = torch.linalg.inv(system)
-        self.weights = regression.now[0].clone()  # (features, out)
-        channels = torch.tensor(consumer.unit_of_channel)
-        units = channels.repeat_interleave(regression.taps)
-        self.features = [
-            torch.nonzero(units == unit).flatten().to(system.device) for unit in range(n_units)
-        ]
+        self.weights, self.n_units = weights.clone(), n_units
+        own = sorted(set(units.tolist()) - {-1})
+        self.features = {
+            unit: torch.nonzero(units == unit).flatten().to(system.device) for unit in own
+        }
 
     def costs(self) -> Tensor:
         """(n_units,) growth of the squared error, if a unit goes next."""
-        sizes = {len(features) for features in self.features}
-        if len(sizes) == 1 and sizes != {0}:
-            places = torch.stack(self.features)  # (n_units, f)
+        sizes = {len(features) for features in self.features.values()}
+        if len(sizes) == 1:
+            places = torch.stack(list(self.features.values()))  # (own units, f)
             blocks = self.inverse[places[:, :, None], places[:, None, :]]
-            own = self.weights[places]
-            return (own * torch.linalg.solve(blocks, own)).sum((1, 2))
-        return torch.stack([self._cost(features) for features in self.features])
+            weights = self.weights[places]
+            found = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        else:
+            found = torch.stack([self._cost(features) for features in self.features.values()])
+        costs = self.inverse.new_zeros(self.n_units)
+        costs[list(self.features)] = found
+        return costs
 
     def _cost(self, features: Tensor) -> Tensor:
-        if len(features) == 0:
-            return self.inverse.new_zeros(())
         own = self.weights[features]
         block = self.inverse[features[:, None], features]
         return (own * torch.linalg.solve(block, own)).sum()
 
     def remove(self, unit: int) -> None:
-        gone = self.features[unit]
-        if len(gone) == 0:
+        gone = self.features.get(unit)
+        if gone is None:
             return
         block = self.inverse[gone[:, None], gone]
         beside = self.inverse[:, gone]

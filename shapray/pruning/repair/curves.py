@@ -10,7 +10,7 @@ from shapray.engine.arithmetic import float32_products
 from shapray.engine.trace import fold
 from shapray.network.group import CONSUMERS, Group
 from shapray.network.index_maps import channels_left, removable
-from shapray.network.silence import silenced
+from shapray.network.silence import silenced, without
 from shapray.pruning.repair.least_squares import (
     IMAGES_AT_ONCE,
     bias_of,
@@ -32,9 +32,17 @@ def shuffled(n_images: int) -> Tensor:
     return torch.randperm(n_images, generator=torch.Generator().manual_seed(0))
 
 
-def counts(n_units: int) -> list[int]:
-    """How many units go at each point of a curve: 0 first, all but one at most."""
-    return sorted({min(n_units - 1, round(n_units * i / POINTS)) for i in range(POINTS + 1)})
+def counts(n_units: int, step: int = 1) -> list[int]:
+    """How many units go at each point of a curve: 0 first, all but one step at most.
+
+    Args:
+        step: how many units go at a time (see `Group.step`).
+    """
+    n_steps = n_units // step
+    return [
+        n * step
+        for n in sorted({min(n_steps - 1, round(n_steps * i / POINTS)) for i in range(POINTS + 1)})
+    ]
 
 
 @float32_products()
@@ -92,7 +100,7 @@ def loss_curves(
             return _kl(torch.cat(found), reference)
 
         return {
-            name: [loss(order[:count]) for count in counts(group.n_units)]
+            name: [loss(order[:count]) for count in counts(group.n_units, group.step)]
             for name, order in orders.items()
         }
 
@@ -143,9 +151,7 @@ def _refitted_in_place(
                     for values, fit in zip(given, fits):
                         values["bias"] = fit.bias
             else:
-                silent = layer.weight.clone()
-                silent[:, ~channels] = 0
-                given = [{"weight": silent}] * 2
+                given = [{"weight": without(layer, channels)}] * 2
             changed[site.call] = [
                 torch.func.functional_call(layer, given[i % 2], (x,))
                 for i, x in enumerate(inputs[site.call])
@@ -155,7 +161,7 @@ def _refitted_in_place(
     return {
         name: [
             _kl(outputs(order[:count]), reference) if count else 0.0
-            for count in counts(group.n_units)
+            for count in counts(group.n_units, group.step)
         ]
         for name, order in orders.items()
     }

@@ -44,7 +44,7 @@ class Regression:
         layer: a Conv2d or Linear, whose weights the ridge draws to.
         bias: the one that goes with them, (n_out,).
         with_bias: whether a bias may be fitted.
-        channels: (n_channels,) bool, those that may be read; only for a layer of one convolution
+        channels: (n_channels,) bool, those that may be read; equally many of each convolution
             group.
         n_rows: that will be added, about.
     """
@@ -59,12 +59,12 @@ class Regression:
     ) -> None:
         self.layer, self.bias, self.with_bias = layer, bias.double(), with_bias
         self.groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        assert channels is None or self.groups == 1
         n_out, device = layer.weight.shape[0], layer.weight.device
-        self.n_channels = layer.weight.shape[1]
-        self.read = torch.arange(self.n_channels, device=device)
+        self.n_channels = self.groups * layer.weight.shape[1]
+        # (groups, channels read): of all that the layer reads
+        self.read = torch.arange(self.n_channels, device=device).view(self.groups, -1)
         if channels is not None:
-            self.read = self.read[channels.to(device)]
+            self.read = self._of_each(self.read, channels)
         self.taps = layer.weight[0, 0].numel()
         self.now = self._by_feature(layer.weight.detach().double())
         n_features = self.now.shape[1]
@@ -140,9 +140,21 @@ class Regression:
                     chosen = drawn.nonzero()[:, 0].to(x.device)
                 yield self._features(x, chosen), *(self._outputs(y, chosen) for y in some)
 
+    def _of_each(self, read: Tensor, channels: Tensor) -> Tensor:
+        """Those of (groups, n) channels that stay, (groups, fewer)."""
+        return read[channels.to(read.device)[read]].view(self.groups, -1)
+
+    def _places(self, read: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a layer's weights for some channels lie: the group of each, and its number there;
+        of weights of shape (groups, out, channels of a group, ...)."""
+        group = torch.arange(self.groups, device=read.device)[:, None]
+        return group, read - group * (self.n_channels // self.groups)
+
     def _by_feature(self, weight: Tensor) -> Tensor:
         """A layer's weights by what they are multiplied with: (groups, features, out)."""
-        return weight[:, self.read].unflatten(0, (self.groups, -1)).flatten(2).mT
+        group, place = self._places(self.read)
+        of_channels = weight.unflatten(0, (self.groups, -1))[group, :, place]
+        return of_channels.movedim(2, -1).flatten(1, -2)
 
     def _features(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:
         """(groups, features, n).
@@ -152,10 +164,10 @@ class Regression:
         """
         layer = self.layer
         if isinstance(layer, nn.Linear):
-            rows = inputs[..., self.read].flatten(0, -2)
+            rows = inputs[..., self.read.flatten()].flatten(0, -2)
             return (rows if chosen is None else rows[chosen]).T[None]
-        if len(self.read) < self.n_channels:
-            inputs = inputs[:, self.read]
+        if self.read.numel() < self.n_channels:
+            inputs = inputs[:, self.read.flatten()]
         padded = _padded(layer, inputs)
         if chosen is None:
             patches = nn.functional.unfold(
@@ -179,18 +191,21 @@ class Regression:
         """The weights that come nearest to the targets, drawn to the present ones by the ridge.
 
         Args:
-            channels: (n_channels,) bool, those that may be read, of those that were.
+            channels: (n_channels,) bool, those that may be read, of those that were; equally many
+                of each convolution group.
         """
-        read, here = self.read, torch.arange(self.now.shape[1], device=self.read.device)
+        group = torch.arange(self.groups, device=self.read.device)[:, None]
+        read, here = self.read, torch.arange(self.now.shape[1], device=self.read.device)[None]
         if channels is not None:
             stay = channels.to(read.device)[read]
-            read, here = read[stay], here[stay.repeat_interleave(self.taps)]
-        now, mean_x = self.now[:, here], self.sum_x[:, here] / self.n
+            here = here.expand(self.groups, -1)[stay.repeat_interleave(self.taps, 1)]
+            read, here = self._of_each(read, channels), here.view(self.groups, -1)
+        now, mean_x = self.now[group, here], self.sum_x[group, here] / self.n
         mean_y = self.sum_y / self.n
         centre_x = mean_x if self.with_bias else torch.zeros_like(mean_x)
         given = mean_y if self.with_bias else self.bias.unflatten(0, (self.groups, 1, -1))
         if self.keeps_rows:
-            rows = torch.cat(self.rows, 2)[:, here].double() - centre_x
+            rows = torch.cat(self.rows, 2)[group, here].double() - centre_x
             left = torch.cat(self.targets, 1).double() - given - rows.mT @ now
             penalty = self._penalty(
                 rows.square().sum(2) + self.n * centre_x.square()[:, :, 0], ridge
@@ -198,31 +213,28 @@ class Regression:
             found = now + rows @ torch.linalg.solve(_raised(rows.mT @ rows, penalty), left)
             variance = (found.mT @ (rows + centre_x - mean_x)).square().mean(2)
         else:
-            gram = self.gram[:, here[:, None], here]
+            gram = self.gram[group[..., None], here[:, :, None], here[:, None, :]]
             centred = gram - self.n * mean_x @ mean_x.mT
             system = centred if self.with_bias else gram
-            moment = self.moment[:, here] - self.n * mean_x @ given
+            moment = self.moment[group, here] - self.n * mean_x @ given
             penalty = self._penalty(gram.diagonal(dim1=1, dim2=2), ridge)
             found = now + torch.linalg.solve(_raised(system, penalty), moment - system @ now)
             variance = ((centred @ found) * found).sum(1) / self.n
         mean = (mean_x.mT @ found).flatten()
         weight = torch.zeros_like(self.layer.weight)
-        weight[:, read] = (
-            found.mT.flatten(0, 1)
-            .unflatten(1, (len(read), -1))
-            .reshape(weight[:, read].shape)
-            .to(weight)
-        )
+        group, place = self._places(read)
+        of_channels = found.unflatten(1, (read.shape[1], *weight.shape[2:]))
+        by_group = weight.unflatten(0, (self.groups, -1))
+        by_group[group, :, place] = of_channels.movedim(-1, 2).to(weight)
         bias = mean_y.flatten() - mean if self.with_bias else self.bias
         return Fit(weight, bias.float(), mean, variance.flatten().clamp(min=0))
 
     def system(self) -> Tensor:
-        """(features, features) of a layer of one convolution group, without the ridge."""
-        assert self.groups == 1
+        """(groups, features, features), without the ridge; perhaps the regression's own."""
         if not self.with_bias:
-            return self.gram[0]
-        mean = self.sum_x[0] / self.n
-        return self.gram[0] - self.n * mean @ mean.mT
+            return self.gram
+        mean = self.sum_x / self.n
+        return self.gram - self.n * mean @ mean.mT
 
     def _penalty(self, diagonal: Tensor, ridge: float) -> Tensor:
         """(groups,), from the features' sums of squares, (groups, features)."""
