@@ -22,8 +22,6 @@ NAMES = [
 KNOWN = {  # share of the units at least, and why the others are not scored
     # attention between channels
     "edgenext_xx_small": (0.80, ("its channels are mixed by aten::bmm",)),
-    # the branches of an attention are the groups of one convolution: all go at once
-    "resnest14d": (0.80, ("its channel is spread over others by aten::mul", "a single unit")),
 }
 
 
