@@ -3,8 +3,9 @@
 A forward that chunks, shuffles or reshapes channels is written for all of them: with some gone the
 halves are unequal, and what it does with sizes no longer does the same. In the program such steps
 are modules, `Moved`, which pick channels by their indices and are cut like any other layer. So are
-channels of zeros, `Padded`, and means over channels, `Reduced`, which a mask has to tell which
-channels count, and convolutions along the channels, `AlongChannels`.
+channels of zeros, `Padded`, means over channels, `Reduced`, which a mask has to tell which channels
+count, and convolutions along the channels, `AlongChannels`. Where a size says how many channels
+there are, `Reshaped` leaves it open.
 """
 
 import copy

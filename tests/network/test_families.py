@@ -6,6 +6,7 @@ import brute_force
 import pytest
 import torch
 from mechanisms import MOVES, Mechanism, PaddedShortcut
+from mechanisms_of_layers import OF_LAYERS
 from mechanisms_over_channels import OVER_CHANNELS
 from plain import Plain, images, lively
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from shapray.network.replay import Replay
 from shapray.network.surgery import prune_model
 
 RELATIVE = 1e-5
+KINDS = [*MOVES, *OF_LAYERS, *OVER_CHANNELS]
 IMAGES = images(2)
 
 
@@ -41,7 +43,9 @@ def checked(model: nn.Module) -> tuple[nn.Module, dict[str, Group], dict[str, Ne
     return network, {group.name: group for group in groups}, splits
 
 
-@pytest.mark.parametrize("kind", [*MOVES, *OVER_CHANNELS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [*MOVES, *OF_LAYERS, *OVER_CHANNELS], ids=lambda kind: kind.__name__
+)
 def test_masked_is_what_is_cut_by_hand(kind: type[Mechanism]):
     model = lively(kind())
     network, groups, splits = checked(model)

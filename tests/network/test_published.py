@@ -20,12 +20,8 @@ NAMES = [
     if not any(fnmatch(name, pattern) for pattern in LARGE)
 ]
 KNOWN = {  # share of the units at least, and why the others are not scored
-    # attention between channels; halves of unequal sizes that it reads
-    "edgenext_xx_small": (0.75, ("its channels are mixed by aten::bmm", "written for all of them")),
-    # a convolution along the channels
-    "eca_nfnet_l0": (0.40, ("attn_last.conv reads it, a Conv1d",)),
-    # the branches of an attention are the groups of one convolution: all go at once
-    "resnest14d": (0.80, ("its channel is spread over others by aten::mul", "a single unit")),
+    # attention between channels
+    "edgenext_xx_small": (0.80, ("its channels are mixed by aten::bmm",)),
 }
 
 

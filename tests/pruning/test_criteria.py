@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import case
-from mechanisms import Transposed
+from mechanisms_of_layers import Transposed
 from networks import NETWORKS
 from plain import Plain, groups_by_name, images, lively, without
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import DATA, case
-from mechanisms import Sequences, Transposed, Volumes
+from mechanisms_of_layers import Sequences, Transposed, Volumes
 from networks import NETWORKS
 from plain import Plain, groups_by_name, images, lively, without
 from slow_fit import fitted, penalty, rows_of

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from cases import case
-from mechanisms import Sequences, Transposed, Volumes
+from mechanisms_of_layers import Sequences, Transposed, Volumes
 from mechanisms_over_channels import EfficientAttention
 from networks import NETWORKS
 from plain import Plain, groups_by_name, lively, without
