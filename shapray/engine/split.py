@@ -112,26 +112,26 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
         raise UnsplittableError("what a consumer reads does not belong to one image each")
 
     masked = _subgraph(folded, sides, output)
-    _mask_readers(masked, calls, len(sides), {norm.module for norm in group.statistics})
+    _mask_readers(masked, folded, calls, len(sides), {norm.module for norm in group.statistics})
     entries = find_entries(folded, calls, by_module, sides, group)
-    summed: fx.GraphModule | None = None
+    summed: fx.Graph | None = None
     summed_sides: tuple[int, ...] = ()
     if entries:
         cut = {next(n for n in nodes if n.name == entry.node): None for entry in entries}
         summed = _subgraph(folded, [*cut, *sides], output)
         summed_sides = _drop_unused_inputs(summed, len(entries))
-        _reuse_memory(summed)
-    _reuse_memory(masked)
+        _reuse_memory(summed, folded)
+    _reuse_memory(masked, folded)
     placeholder = next(n for n in nodes if n.op == "placeholder")
     sources = tuple(sides.index(c.args[0]) if c.args[0] in sides else None for c in calls)
     return Split(
-        head=_subgraph(folded, [placeholder], tuple(sides)),
+        head=fx.GraphModule(folded, _subgraph(folded, [placeholder], tuple(sides))),
         n_outputs=output.meta["tensor_meta"].shape[1],
         side_numbers=numbers(sides),
-        masked=masked,
+        masked=fx.GraphModule(folded, masked),
         masks=tuple(_mask(folded, call, by_module[str(call.target)]) for call in calls),
         entries=entries,
-        summed=summed,
+        summed=None if summed is None else fx.GraphModule(folded, summed),
         multiplied=sum(e.macs for e in entries) > WORTH * sum(e.product_macs for e in entries),
         summed_sides=summed_sides,
         sources=sources,
@@ -141,8 +141,9 @@ def split(folded: fx.GraphModule, group: Group, example: Tensor) -> Split:
 
 def _subgraph(
     module: fx.GraphModule, inputs: Iterable[fx.Node], outputs: fx.Node | tuple[fx.Node, ...]
-) -> fx.GraphModule:
-    """The part of a graph that leads from some of its nodes, now placeholders, to others."""
+) -> fx.Graph:
+    """The part of a graph that leads from some of its nodes, now placeholders, to others. It is
+    made a module, which writes and compiles its code, when nothing about it changes any more."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in inputs:
@@ -161,7 +162,7 @@ def _subgraph(
     graph.output(
         copies[outputs] if isinstance(outputs, fx.Node) else tuple(copies[n] for n in outputs)
     )
-    return fx.GraphModule(module, graph)
+    return graph
 
 
 def _mask(module: fx.GraphModule, call: fx.Node, reader: Channels) -> Tensor:
@@ -172,13 +173,12 @@ def _mask(module: fx.GraphModule, call: fx.Node, reader: Channels) -> Tensor:
 
 
 def _mask_readers(
-    masked: fx.GraphModule, calls: list[fx.Node], n_sides: int, norms: set[str]
+    graph: fx.Graph, folded: fx.GraphModule, calls: list[fx.Node], n_sides: int, norms: set[str]
 ) -> None:
     """Multiply each consumer's input by a mask, a new placeholder after the sides, and give it to
     each norm over channels."""
     for name in norms:
-        masked.add_submodule(_kept(name), KeptNorm(masked.get_submodule(name)))
-    graph = masked.graph
+        folded.add_submodule(_kept(name), KeptNorm(folded.get_submodule(name)))
     names = {call.name for call in calls}
     last_input = [n for n in graph.nodes if n.op == "placeholder"][n_sides - 1]
     found = [n for n in graph.nodes if n.op == "call_module" and n.name in names]
@@ -194,34 +194,32 @@ def _mask_readers(
             product = graph.call_function(torch.mul, (call.args[0], mask))
             product.meta = dict(call.args[0].meta) | {"macs": 0}
         call.replace_input_with(call.args[0], product)
-    masked.recompile()
 
 
 def _kept(norm: str) -> str:
     return norm.replace(".", "_") + "_of_those_kept"
 
 
-def _drop_unused_inputs(summed: fx.GraphModule, n_entries: int) -> tuple[int, ...]:
+def _drop_unused_inputs(summed: fx.Graph, n_entries: int) -> tuple[int, ...]:
     """Remove the sides that nothing reads; returns the indices of those that stay."""
-    placeholders = [n for n in summed.graph.nodes if n.op == "placeholder"]
+    placeholders = [n for n in summed.nodes if n.op == "placeholder"]
     kept = []
     for position, node in enumerate(placeholders[n_entries:]):
         if node.users:
             kept.append(position)
         else:
-            summed.graph.erase_node(node)
-    summed.recompile()
+            summed.erase_node(node)
     return tuple(kept)
 
 
-def _reuse_memory(module: fx.GraphModule) -> None:
+def _reuse_memory(graph: fx.Graph, module: fx.GraphModule) -> None:
     """Let activations and additions overwrite values that nothing else reads.
 
     A tail's inputs are made for it and are its to overwrite, the masked copies included.
     """
     fresh = {
         n
-        for n in module.graph.nodes
+        for n in graph.nodes
         if n.op == "placeholder"
         or (n.op == "call_function" and n.target in (*ADDITIONS, torch.mul))
         or (
@@ -229,7 +227,7 @@ def _reuse_memory(module: fx.GraphModule) -> None:
             and isinstance(module.get_submodule(n.target), nn.Conv2d | nn.Linear | nn.BatchNorm2d)
         )
     }
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         first = node.args[0] if node.args else None
         if not isinstance(first, fx.Node) or first not in fresh or len(first.users) > 1:
             continue
@@ -241,7 +239,6 @@ def _reuse_memory(module: fx.GraphModule) -> None:
         else:
             continue
         fresh.add(node)
-    module.recompile()
 
 
 def _alike(node: fx.Node, other: fx.Node) -> bool:
@@ -257,15 +254,15 @@ def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.target in (torch.relu, nn.functional.relu)
 
 
-def _peak_bytes(module: fx.GraphModule) -> int:
+def _peak_bytes(graph: fx.Graph) -> int:
     """Most bytes of float32 values alive at once for one row."""
     size = {}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         shape = getattr(node.meta.get("tensor_meta"), "shape", None)
         size[node] = 4 * shape.numel() // TRACE_IMAGES if shape is not None and len(shape) else 0
-    last_use = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
+    last_use = {source: node for node in graph.nodes for source in node.all_input_nodes}
     alive = peak = 0
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         alive += size[node]
         peak = max(peak, alive)
         alive -= sum(size[s] for s in node.all_input_nodes if last_use[s] is node)
