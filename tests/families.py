@@ -5,7 +5,13 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
+import timm
 import torch
+from timm.layers import GroupNormAct, StdConv2d
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from timm.models.ghostnet import GhostNet
+from timm.models.hrnet import HighResolutionNet
+from timm.models.resnetv2 import ResNetV2
 from torch import nn
 from torchvision.models import (
     VGG,
@@ -134,6 +140,7 @@ def narrow_googlenet() -> nn.Module:
     blocks = [
         thin,
         partial(Inception, conv_block=thin),
+        # a linear layer reads it, as wide as it ever was
         partial(InceptionAux, conv_block=lambda n, m, **settings: thin(n, 8 * m, **settings)),
     ]
     model = GoogLeNet(CLASSES, init_weights=False, blocks=blocks)
@@ -179,11 +186,7 @@ def narrow_regnet(se_ratio: float | None) -> nn.Module:
 
 
 def narrow_convnext() -> nn.Module:
-    stages = [
-        CNBlockConfig(8, 16, 1),
-        CNBlockConfig(16, 24, 2),
-        CNBlockConfig(24, None, 1),
-    ]
+    stages = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 2), CNBlockConfig(24, None, 1)]
     return ConvNeXt(stages, 0.1, num_classes=CLASSES)
 
 
@@ -215,15 +218,10 @@ STAGES = {"layers": [1, 2, 1, 1], "channels": [16, 24, 32, 48]}
 
 
 def of_timm(name: str, **settings) -> nn.Module:
-    import timm  # noqa: PLC0415
-
     return timm.create_model(name, num_classes=CLASSES, **settings)
 
 
 def narrow_hrnet() -> nn.Module:
-    import timm  # noqa: PLC0415
-    from timm.models.hrnet import HighResolutionNet  # noqa: PLC0415
-
     def stage(n_branches: int, block: str) -> dict:
         widths = (8, 12, 16, 20)[:n_branches]
         return {
@@ -252,23 +250,16 @@ def narrow_hrnet() -> nn.Module:
 
 
 def narrow_repvgg() -> nn.Module:
-    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg  # noqa: PLC0415
-
     blocks = tuple(ByoBlockCfg("rep", d=d, c=c, s=2) for d, c in ((2, 8), (2, 12), (1, 16)))
     return ByobNet(ByoModelCfg(blocks, stem_type="rep", stem_chs=8), num_classes=CLASSES)
 
 
 def narrow_ghostnet() -> nn.Module:
-    from timm.models.ghostnet import GhostNet  # noqa: PLC0415
-
     stages = [[[3, 8, 8, 0, 1]], [[3, 24, 12, 0, 2]], [[5, 36, 12, 0.25, 1], [5, 36, 16, 0.25, 2]]]
     return GhostNet(stages, CLASSES, width=1.0)
 
 
 def narrow_resnet_v2() -> nn.Module:
-    from timm.layers import GroupNormAct, StdConv2d  # noqa: PLC0415
-    from timm.models.resnetv2 import ResNetV2  # noqa: PLC0415
-
     return ResNetV2(
         **STAGES,
         num_classes=CLASSES,
@@ -305,4 +296,4 @@ TIMM: dict[str, Family] = {
     "resnest": partial(of_timm, "resnest14d", **STAGES, stem_width=8),
 }
 FAMILIES = TORCHVISION | TIMM | {"cifar_resnet": partial(CifarResNet, 1, CLASSES)}
-SIZES = {"inception": 80, "googlenet": 64, "densenet": 64, "alexnet": 64, "cifar_resnet": 32}
+SIZES = {"inception": 80, "googlenet": 64, "densenet": 64, "alexnet": 64}

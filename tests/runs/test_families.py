@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from families import FAMILIES, SIZES, TIMM, network, noise
+from families import FAMILIES, SIZES, network, noise
 from tiny import start, write_job
 from torch import nn
 from torch.nn import functional as F
@@ -51,8 +51,6 @@ def job(folder: Path, family: str) -> Path:
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_job(family, tmp_path):
-    if family in TIMM:
-        pytest.importorskip("timm")
     assert main([str(job(tmp_path, family))]) == 0
     check(tmp_path / "out", family)
 
