@@ -14,12 +14,13 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from jobs.benchmarks.networks import ROOT
 from jobs.benchmarks.results import RESULTS, Row, fill, markdown, merge, provenance, read
@@ -37,6 +38,7 @@ EACH, ALL, ERROR = 0.95, 0.99, 1e-5  # what is aimed at: share scored, largest e
 SIDE = 64  # of images
 SIDES = {"torchvision:inception_v3": 96}  # where 64 is too small
 N_IMAGES = 2
+N_LEARNT = 16  # that BatchNorms learn from
 SEED = 0
 
 
@@ -108,23 +110,29 @@ def built(name: str) -> nn.Module:
     quick = {"init_weights": False} if name.endswith((":googlenet", ":inception_v3")) else {}
     with warnings.catch_warnings(action="ignore"):  # how weights are begun
         model: nn.Module = import_callable(name, "network")(**quick)
-    return lively(model)
+    return lively(model, SIDES.get(name, SIDE))
 
 
-def lively(model: nn.Module) -> nn.Module:
+def lively(model: nn.Module, side: int) -> nn.Module:
     """Weights as after training, as far as that matters here: no norm is the identity, no branch is
-    scaled to nothing; a misplaced mask shows. The network itself, in eval mode."""
+    scaled to nothing, so that a misplaced mask shows; and BatchNorms know what they read, without
+    which a deep network's activations are of any size. The network itself, in eval mode."""
     random = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for module in model.modules():
-            running = [(n, t) for n, t in module.named_buffers(recurse=False) if "running" in n]
-            for name, tensor in (*module.named_parameters(recurse=False), *running):
+            for name, tensor in module.named_parameters(recurse=False):
                 if isinstance(module, nn.Conv2d | nn.Linear) and name == "weight":
                     nn.init.kaiming_normal_(tensor, generator=random)
-                elif name in ("bias", "running_mean"):
+                elif name == "bias":
                     tensor.normal_(0.0, 0.2, generator=random)
                 else:  # of a norm, of a branch
                     tensor.uniform_(0.5, 1.5, generator=random)
+        norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
+        for norm in norms:
+            norm.train().momentum = 1.0
+        model(patches(N_LEARNT, side))
+    for norm in norms:
+        norm.momentum = 0.1
     return model.eval()
 
 
@@ -190,10 +198,10 @@ def measure(patterns: Sequence[str], n_processes: int) -> None:
     waiting = [name for name in names if name not in known]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(n_processes, mp_context=context, max_tasks_per_child=1) as pool:
-        for name, future in [(name, pool.submit(measured, name)) for name in waiting]:
+        for future in as_completed(pool.submit(measured, name) for name in waiting):
             row = future.result()
             merge(PATH, [row], ("network",))
-            print(f"{name}: {row['seconds']:.0f} s", flush=True)
+            print(f"{row['network']}: {row['seconds']:.0f} s", flush=True)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -83,7 +83,7 @@ def checked_groups(
             reason = leak(model, group, images[:1])
         if reason is None:
             try:
-                split = NetworkSplit(folded, group, images[:1])
+                split = NetworkSplit(folded, group, images[:1], device=images.device)
                 reason = check_split(split, network, whole, seed)
                 if reason is None:
                     tail_macs[group.name] = split.tail_macs
