@@ -35,8 +35,8 @@ from shapray.network.probe import probe
 from shapray.network.program import is_program
 from shapray.network.surgery import prune_model
 from shapray.network.unreached import drop_unreached
+from shapray.pruning.chooser import Chooser
 from shapray.pruning.compressed import Compressed, compressed
-from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.feasible import check_images, check_ways
 from shapray.pruning.ranked import named, ranked

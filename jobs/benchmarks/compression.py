@@ -32,7 +32,7 @@ from jobs.benchmarks.networks import machine
 from jobs.benchmarks.repairs import FAMILIES, OWN, Repairs, outputs
 from jobs.benchmarks.results import RESULTS, Row, fill, merge, read
 from shapray.config import Prune
-from shapray.pruning.cuts import Chooser
+from shapray.pruning.chooser import Chooser
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import loss_curves

@@ -19,14 +19,9 @@ from shapray.driver.tasks import evaluate_tasks, measured
 from shapray.errors import JobError
 from shapray.inputs.digest import digest
 from shapray.pruning.allocate import UnreachableError
+from shapray.pruning.chooser import SEARCHED, Chooser, Losses
 from shapray.pruning.curve import curve_table, measurements_json
-from shapray.pruning.cuts import (
-    SEARCHED,
-    Chooser,
-    Compared,
-    Losses,
-    compared_cuts,
-)
+from shapray.pruning.cuts import Compared, compared_cuts
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
 from shapray.shapley.pilot import Price

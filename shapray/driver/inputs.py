@@ -12,7 +12,8 @@ from shapray.inputs.model import read_model
 from shapray.network.cuttable import cuttable
 from shapray.network.group import Group
 from shapray.network.probe import ForwardError, probe
-from shapray.pruning.cuts import HELD_BACK, MOST_HELD_BACK, SEARCHED
+from shapray.pruning.chooser import SEARCHED
+from shapray.pruning.cuts import HELD_BACK, MOST_HELD_BACK
 from shapray.pruning.repair.curves import shuffled
 from shapray.shapley.values import WITHOUT_LABELS
 from shapray.storage.run_directory import RunDirectory

@@ -13,8 +13,8 @@ import pyarrow as pa
 from shapray.config import Cluster
 from shapray.errors import StorageError
 from shapray.inputs.digest import digest
+from shapray.pruning.chooser import Losses
 from shapray.pruning.curve import losses_table
-from shapray.pruning.cuts import Losses
 from shapray.pruning.ranking import Ranking
 from shapray.storage import names
 from shapray.storage.criteria import CRITERIA

@@ -15,8 +15,9 @@ from shapray.engine.choose import Progress, choose_groups
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.images import ImageSet
 from shapray.network.group import Group
+from shapray.pruning.chooser import SEARCHED, Chooser
 from shapray.pruning.criteria.inputs import AsScored
-from shapray.pruning.cuts import HELD_BACK, SEARCHED, Chooser
+from shapray.pruning.cuts import HELD_BACK
 from shapray.pruning.feasible import check_images, check_ways
 from shapray.pruning.rounds import check_rounds
 from shapray.pruning.sizes import Sizes

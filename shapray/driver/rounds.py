@@ -21,7 +21,8 @@ from shapray.driver.scoring import scored
 from shapray.errors import JobError, NetworkError
 from shapray.inputs.digest import weights_digest
 from shapray.network.find import find_groups
-from shapray.pruning.cuts import Cut, Losses
+from shapray.pruning.chooser import Losses
+from shapray.pruning.cuts import Cut
 from shapray.pruning.evaluate import count_macs
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.rounds import (

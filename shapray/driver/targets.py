@@ -12,7 +12,8 @@ from shapray.driver.crew import Crew
 from shapray.driver.plan import Plan
 from shapray.errors import JobError
 from shapray.pruning.allocate import Size
-from shapray.pruning.cuts import WHOLE, Chooser, Cut, Losses
+from shapray.pruning.chooser import Chooser, Losses
+from shapray.pruning.cuts import WHOLE, Cut
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking
 from shapray.worker.tasks import EvaluateTask, Evaluation, Latencies, LatencyTask

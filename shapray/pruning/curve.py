@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from shapray.config import Prune
-from shapray.pruning.cuts import WHOLE, Compared, Cut, Losses
+from shapray.pruning.chooser import Losses
+from shapray.pruning.cuts import WHOLE, Compared, Cut
 from shapray.pruning.evaluate import Tally, paired_difference
 from shapray.pruning.latency import Latency
 from shapray.pruning.ranking import Ranking

@@ -11,8 +11,8 @@ from shapray.config import Prune
 from shapray.engine.trace import fold
 from shapray.network.find import find_groups
 from shapray.network.group import Group
+from shapray.pruning.chooser import Chooser, Losses
 from shapray.pruning.criteria import MEMORY, criterion
-from shapray.pruning.cuts import Chooser, Losses
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import CURVE_IMAGES, loss_curves, shuffled
 

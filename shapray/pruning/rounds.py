@@ -13,7 +13,7 @@ import numpy as np
 from shapray.config import Prune
 from shapray.network.index_maps import units_left
 from shapray.pruning.allocate import UnreachableError
-from shapray.pruning.cuts import Chooser, Losses
+from shapray.pruning.chooser import Chooser, Losses
 from shapray.pruning.ranking import Ranking
 
 Removed = Mapping[str, Sequence[int]]  # group -> units of the whole network

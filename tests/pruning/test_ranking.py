@@ -8,7 +8,7 @@ from cases import case
 from shapray.config import Prune
 from shapray.network.find import find_groups
 from shapray.pruning.allocate import UnreachableError, by_score
-from shapray.pruning.cuts import Chooser
+from shapray.pruning.chooser import Chooser
 from shapray.pruning.ranking import Ranking, needed_criteria, rankings
 from shapray.pruning.repair.curves import counts
 from shapray.pruning.sizes import Sizes

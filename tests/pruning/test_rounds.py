@@ -5,7 +5,7 @@ import pytest
 
 from shapray.config import Prune
 from shapray.network.index_maps import units_left
-from shapray.pruning.cuts import Chooser
+from shapray.pruning.chooser import Chooser
 from shapray.pruning.ranking import Ranking
 from shapray.pruning.repair.curves import counts
 from shapray.pruning.rounds import (

@@ -14,9 +14,9 @@ from torch import Tensor
 from jobs.experiments.hybrid_vs_sampling.networks import Trained
 from jobs.experiments.hybrid_vs_sampling.values import GroupOnImages, Values
 from shapray.config import Prune
+from shapray.pruning.chooser import Chooser
 from shapray.pruning.compressed import compressed
 from shapray.pruning.criteria.at_random import draw
-from shapray.pruning.cuts import Chooser
 from shapray.pruning.evaluate import joined, tally
 from shapray.pruning.ranking import Ranking, Scores
 
