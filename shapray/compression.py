@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor, nn
 
 from shapray.api import Prepared, Scores, prepared, score
@@ -45,6 +47,7 @@ from shapray.pruning.repair.curves import shuffled
 from shapray.pruning.repair.distill import in_words
 from shapray.pruning.rounds import (
     Decision,
+    changed,
     check_rounds,
     of_the_whole,
     repairs_between,
@@ -328,15 +331,21 @@ def _in_rounds(
             console.print(f"round {number}: {note}")
         scores = score(made.network, pixels, labels, **again)
         console.print(f"round {number} of {asked.rounds}: {scores!r}")
-        scored = set(scores.scores["group"].to_pylist())
-        reasons = dict(zip(*(scores.groups[key].to_pylist() for key in ("group", "reason"))))
+        n_left = {name: n - len(cut.get(name, ())) for name, n in first.n_units.items()}
+        reasons = {
+            row["group"]: row["reason"] or changed(row["group"], row["n_units"], n_left)
+            for row in scores.groups.to_pylist()
+        }
+        scored = {name for name in first.n_units if reasons.get(name, "") is None}
         for name in first.n_units:
             if name not in scored:
                 reason = reasons.get(name, "it is not found any more")
                 console.print(f"round {number}: group {name} keeps what it has: {reason}")
         chooser = first.after(cut, scored)
         left = scorable(made.network, pixels).network
-        own, losses = ranked(chooser, scores.scores, left, pixels, targets, memory)
+        of_scored = pc.is_in(scores.scores["group"], pa.array(sorted(scored)))
+        table = scores.scores.filter(of_scored)
+        own, losses = ranked(chooser, table, left, pixels, targets, memory)
         decision = Decision(number, chooser, of_the_whole(own, first.n_units, cut), losses)
     return decision.cut(last)
 

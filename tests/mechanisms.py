@@ -272,6 +272,7 @@ class BetweenGroups(Mechanism):
     reads together."""
 
     units: ClassVar = {"a": 8, "stem": 8, "b": 4}
+    is_program = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,6 +300,29 @@ class BetweenGroups(Mechanism):
             return self.end(F.relu(self.b(x[:, order])))
 
         self.forward = forward
+
+
+class ShuffledBlocks(Mechanism):
+    """A shuffle that still runs with equally many units of each block, in the wrong order."""
+
+    units: ClassVar = {"a": 8, "stem": 8}
+    is_program = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(F.relu(self.stem(x))))
+        b, c, h, w = x.shape
+        return self.end(x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
+
+    def cut(self, kept: list[int]) -> None:
+        shuffled = [unit for pair in zip(range(4), range(4, 8)) for unit in pair]
+        self.a = InParts(self.a, list(range(8)), kept)
+        columns([shuffled.index(unit) for unit in kept], self.last)
+        self.forward = lambda x: self.end(F.relu(self.a(F.relu(self.stem(x)))))
 
 
 class GroupsOfTwoRoots(Mechanism):
@@ -387,6 +411,7 @@ MOVES = (
     SizeOfAnother,
     BeforeGroups,
     BetweenGroups,
+    ShuffledBlocks,
     GroupsOfTwoRoots,
     DepthwiseMultiplier,
     PixelShuffle,

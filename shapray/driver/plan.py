@@ -19,7 +19,7 @@ from shapray.pruning.chooser import SEARCHED, Chooser
 from shapray.pruning.criteria.inputs import AsScored
 from shapray.pruning.cuts import HELD_BACK
 from shapray.pruning.feasible import check_images, check_ways
-from shapray.pruning.rounds import check_rounds
+from shapray.pruning.rounds import changed, check_rounds
 from shapray.pruning.sizes import Sizes
 from shapray.shapley.estimators import check_enumerable
 from shapray.worker.tasks import Setup
@@ -107,20 +107,12 @@ def plan_further(
     """
     n_left = {group.name: group.n_units - len(removed[group.name]) for group in whole.setup.groups}
     groups = tuple(
-        replace(group, reason=group.reason or _changed(group, n_left)) for group in inputs.groups
+        replace(group, reason=group.reason or changed(group.name, group.n_units, n_left))
+        for group in inputs.groups
     )
     setup, groups, tail_macs, example = _scoring(replace(inputs, groups=groups), progress)
     chooser = whole.chooser.after(removed, [group.name for group in setup.groups])
     return Plan(setup, groups, tail_macs, example, inputs.n_classes, chooser)
-
-
-def _changed(group: Group, n_left: Mapping[str, int]) -> str | None:
-    """Why a cut network's group is not what is left of one that was scored; None if it is."""
-    if group.name not in n_left:
-        return "not scored in the whole network"
-    if group.n_units != n_left[group.name]:
-        return f"has {group.n_units} units, where the cut left {n_left[group.name]}"
-    return None
 
 
 def _scoring(

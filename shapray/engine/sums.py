@@ -174,7 +174,8 @@ class SummedGame:
         """Outputs of every coalition of some players, in batches of at most `n_rows`.
 
         Yields:
-            (n, n_outputs); over all, row i holds player j if bit j of i is set.
+            (n, n_outputs); over all, row i holds player j if bit j of i is set. It may be
+            overwritten by the next.
         """
         tables = self._contributions(slice(image, image + 1))
         low_bits = min(len(players), LOW_BITS, n_rows.bit_length() - 1)

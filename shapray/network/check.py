@@ -16,6 +16,7 @@ from shapray.network.surgery import prune_model
 
 CUT_TOLERANCE = 1e-5  # of the largest output, between a masked and a cut network
 TOLERANCE = 1e-4  # the same in float32, between two ways to the same
+CUTS, CUTS_IN_BLOCKS = 3, 6  # of all groups at once, that are compared
 Cut = Sequence[tuple[Group, Sequence[int]]]
 """Groups, and of each the units that go."""
 
@@ -23,7 +24,8 @@ Cut = Sequence[tuple[Group, Sequence[int]]]
 def agree(model: nn.Module, removed: Cut, images: Tensor) -> str | None:
     """Whether the network with some units masked is the one without them; in words if not.
 
-    What may be rounding, in float32, is looked at again in float64 if the network runs in that.
+    What may be rounding, in float32, is looked at again in float64; a network that does not run in
+    that is taken at its word up to `TOLERANCE`.
 
     Args:
         model: in eval mode, float32 or float64.
@@ -86,19 +88,20 @@ def check_together(
 
 
 def random_cuts(groups: Sequence[Group], seed: int) -> Iterator[Cut]:
-    """Three cuts of many groups at once.
+    """Three cuts of many groups at once; more if some are in blocks.
 
     Each group loses another number of units, up to half of them, and one in four none: a forward
-    that is right as long as its halves stay equal is not taken for right.
+    that is right as long as its halves stay equal is not taken for right. Of blocks equally many
+    go, and halves stay equal: there it is the order of what is left that many cuts must show.
     """
     random = torch.Generator().manual_seed(seed)
-    for _ in range(3):
+    for _ in range(CUTS_IN_BLOCKS if any(group.blocks for group in groups) else CUTS):
         removed = []
         for group in groups:
             order = torch.randperm(group.n_units, generator=random).tolist()
             n_gone = int(torch.randint(1, group.n_units // 2 + 1, (), generator=random))
             stays_whole = int(torch.randint(4, (), generator=random)) == 0 and len(groups) > 1
-            if not stays_whole:
+            if group.blocks or not stays_whole:
                 removed.append((group, removable(group, order)[: whole_steps(group, n_gone)]))
         yield removed
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from shapray.network.index_maps import removable
 from shapray.network.program import is_program, program
 
 TRIES = 3  # cuts of all groups, each of other units
+MORE_TRIES = 3  # rounds of them where there are groups in blocks
 
 
 def cuttable(
@@ -70,17 +72,24 @@ def _can_be_cut(model: nn.Module, groups: list[Group], example: Tensor) -> bool:
     unit goes once, as a forward that is written for all channels may by luck be right without
     some."""
     random = torch.Generator().manual_seed(0)
-    parts = []
-    for group in groups:
-        if group.reason is None:
-            # of unequal size: a forward may be right as long as its halves stay equal
-            n_steps = group.n_units // group.step
-            bounds = torch.randint(n_steps + 1, (TRIES - 1,), generator=random)
-            order = torch.randperm(group.n_units, generator=random).tolist()
-            going = removable(group, order)
-            every = torch.tensor(going + [unit for unit in order if unit not in set(going)])
-            parts.append((group, every.tensor_split(bounds.sort().values * group.step)))
-    return not any(
-        agree(model, [(g, removable(g, units[i].tolist())) for g, units in parts], example)
-        for i in range(TRIES)
-    )
+    scorable = [group for group in groups if group.reason is None]
+    # where equally many of each block go, halves stay equal, and only the wrong order shows
+    in_blocks = any(group.blocks for group in scorable)
+    for _ in range(MORE_TRIES if in_blocks else 1):
+        parts = [(group, _parts(group, random)) for group in scorable]
+        for place in range(TRIES):
+            if agree(model, [(g, removable(g, units[place])) for g, units in parts], example):
+                return False
+    return True
+
+
+def _parts(group: Group, random: torch.Generator) -> list[list[int]]:
+    """A group's units in as many parts as there are tries, of unequal size: a forward may be right
+    as long as its halves stay equal. None is empty where there are enough."""
+    n_steps = group.n_units // group.step
+    bounds = torch.randperm(n_steps - 1, generator=random)[: TRIES - 1] + 1
+    order = torch.randperm(group.n_units, generator=random).tolist()
+    going = removable(group, order)
+    every = going + [unit for unit in order if unit not in set(going)]
+    ends = [0, *(bounds.sort().values * group.step).tolist(), *[group.n_units] * TRIES]
+    return [every[first:last] for first, last in pairwise(ends[: TRIES + 1])]

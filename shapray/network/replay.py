@@ -26,7 +26,7 @@ class Replay:
         handles = [
             module.register_forward_hook(keep)
             for module in model.modules()
-            if isinstance(module, nn.Conv2d | nn.Linear) and "forward" not in vars(module)
+            if isinstance(module, nn.Conv2d | nn.Linear) and _is_bare(module)
         ]
         try:
             with torch.no_grad():
@@ -60,3 +60,13 @@ class Replay:
                 del module.forward
             for handle in handles:
                 handle.remove()
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a layer's forward is all that it does: no hook of the user's sees or changes what it
+    puts out, and no layer is inside of it."""
+    return (
+        "forward" not in vars(module)
+        and not module._forward_hooks
+        and next(module.children(), None) is None
+    )

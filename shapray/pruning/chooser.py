@@ -52,6 +52,8 @@ class Chooser:
         for name, group in self._groups.items():
             if name in self.choices:
                 most = len(removable(group, range(group.n_units)))
+                if prune.rounds > 1 and group.blocks:
+                    most -= group.step  # with a single unit in a block it would be another group
                 self.choices[name] = [
                     n for n in self.choices[name] if n <= most and n % group.step == 0
                 ]
@@ -128,8 +130,11 @@ class Chooser:
                 nearest = math.floor((1 - least) * 1e4) / 1e4 if key == "ratio" else _up(least)
                 raise ValueError(
                     f"{key}: {share} cannot be met: with min_units {self.prune.min_units}, "
-                    f"round_to {self.prune.round_to}, protect {list(self.prune.protect)} and the "
-                    f"{len(self.n_units)} groups that are scored, "
+                    f"round_to {self.prune.round_to}, protect {list(self.prune.protect)}, the "
+                    f"{len(self.n_units)} groups that are scored"
+                    + ", of which some keep equally many units of each convolution group"
+                    * any(self.blocks.get(name) for name in self.n_units)
+                    + ", "
                     + (
                         f"at most {1 - least:.2%} of the units can go"
                         if key == "ratio"

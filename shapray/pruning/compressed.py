@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shapray.config import Prune
+from shapray.engine.arithmetic import float32_products
 from shapray.engine.trace import fold
 from shapray.inputs.lazy import Pixels
+from shapray.network.check import agree
 from shapray.network.group import Group
 from shapray.network.silence import silenced
 from shapray.network.surgery import prune_model
@@ -22,6 +24,7 @@ from shapray.pruning.repair.walk import images_that_fit
 from shapray.text import some
 
 NOTHING: Settings = {}
+COMPARED = 2  # images, on which the cut that is made is compared with the mask
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def compressed(
     if not any(removed.values()):
         return Compressed(copy.deepcopy(whole), NOTHING, (), ())
     start, done, notes = whole, list[str](), list[str]()
+    cut = [(group, removed[group.name]) for group in groups if removed.get(group.name)]
+    with float32_products():
+        difference = agree(whole, cut, images[:COMPARED])
+    if difference is not None:
+        notes.append(f"the cut network is not the masked one that was scored: {difference}")
     if "batchnorm" in repair:
         start = silenced(whole, groups, removed)
         batchnorm(start, images, most=most)

@@ -52,6 +52,19 @@ def repairs_between(prune: Prune) -> tuple[str, ...]:
     return tuple(name for name in prune.repair if name in BETWEEN)
 
 
+def changed(name: str, n_units: int, n_left: Mapping[str, int]) -> str | None:
+    """Why a cut network's group is not what is left of one that was scored; None if it is.
+
+    Args:
+        n_left: group -> how many units the cut has left of it, those that were scored.
+    """
+    if name not in n_left:
+        return "not scored in the whole network"
+    if n_units != n_left[name]:
+        return f"has {n_units} units, where the cut left {n_left[name]}"
+    return None
+
+
 def of_the_whole(ranking: Ranking, n_units: Mapping[str, int], removed: Removed) -> Ranking:
     """A cut network's ranking as one of the whole network's units: what is gone goes first.
 
