@@ -75,19 +75,26 @@ def _can_be_cut(model: nn.Module, groups: list[Group], example: Tensor) -> bool:
     scorable = [group for group in groups if group.reason is None]
     # where equally many of each block go, halves stay equal, and only the wrong order shows
     in_blocks = any(group.blocks for group in scorable)
-    for _ in range(MORE_TRIES if in_blocks else 1):
-        parts = [(group, _parts(group, random)) for group in scorable]
+    for number in range(MORE_TRIES if in_blocks else 1):
+        parts = [(group, _parts(group, random, number > 0)) for group in scorable]
         for place in range(TRIES):
             if agree(model, [(g, removable(g, units[place])) for g, units in parts], example):
                 return False
     return True
 
 
-def _parts(group: Group, random: torch.Generator) -> list[list[int]]:
+def _parts(group: Group, random: torch.Generator, from_all: bool) -> list[list[int]]:
     """A group's units in as many parts as there are tries, of unequal size: a forward may be right
-    as long as its halves stay equal. None is empty where there are enough."""
+    as long as its halves stay equal.
+
+    Args:
+        from_all: no part is empty, where there are enough; then sizes differ less.
+    """
     n_steps = group.n_units // group.step
-    bounds = torch.randperm(n_steps - 1, generator=random)[: TRIES - 1] + 1
+    if from_all:
+        bounds = torch.randperm(n_steps - 1, generator=random)[: TRIES - 1] + 1
+    else:
+        bounds = torch.randint(n_steps + 1, (TRIES - 1,), generator=random)
     order = torch.randperm(group.n_units, generator=random).tolist()
     going = removable(group, order)
     every = going + [unit for unit in order if unit not in set(going)]
