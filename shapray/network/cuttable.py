@@ -14,7 +14,7 @@ from shapray.network.index_maps import removable
 from shapray.network.program import is_program, program
 
 TRIES = 3  # cuts of all groups, each of other units
-MORE_TRIES = 3  # rounds of them where there are groups in blocks
+MORE_TRIES = 6  # rounds of them where there are groups in blocks
 
 
 def cuttable(
