@@ -58,7 +58,7 @@ def network(family: str) -> nn.Module:
     torch.manual_seed(0)
     with warnings.catch_warnings(action="ignore"):  # how weights are begun
         model = FAMILIES[family]()
-    return lively(model)
+    return lively(model, SIZES.get(family, 32))
 
 
 def noise(n_images: int, size: int) -> list[tuple[torch.Tensor, int]]:
