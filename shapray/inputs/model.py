@@ -15,7 +15,7 @@ from shapray.credentials import without_credentials
 from shapray.errors import JobError
 from shapray.inputs.outputs import evaluating, read_logits
 from shapray.inputs.user_code import call, call_in_words, user_code
-from shapray.inputs.weights import State, load_weights, misfits, without_prefix
+from shapray.inputs.weights import State, load_weights, misfits, put_weights, without_prefix
 
 FACTORY = "model.factory"  # the job's key, for messages
 
@@ -86,7 +86,7 @@ def read_model(
                 f"({len(state)} tensors) do not fit {call_in_words(model.factory, model.kwargs)} "
                 f"({len(wanted)} tensors):\n" + "\n".join(f"  {finding}" for finding in findings)
             )
-        network.load_state_dict(state, strict=False)
+        put_weights(network, state)
     return ReadModel(network, tuple(made_plain(network, example, model.output)))
 
 

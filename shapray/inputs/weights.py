@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +13,7 @@ import fsspec
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from shapray.constants.wrappers import plain_name
 from shapray.credentials import without_credentials
@@ -84,6 +84,17 @@ def without_prefix(state: State, wanted: State) -> dict[str, Tensor]:
     return {
         name if name in wanted else plain_name(name): tensor for name, tensor in shortened.items()
     }
+
+
+def put_weights(network: nn.Module, state: State) -> None:
+    """Give a network tensors that fit it, see `misfits`; in place.
+
+    Some classes ask which version of them wrote a state (MNASNet refuses one that does not say).
+    Tensors by name do not say; what fits is of the network's own.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(versioned, strict=False)
 
 
 def misfits(state: State, wanted: State) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shapray.inputs.outputs import with_one_logit
+from shapray.inputs.weights import put_weights
 from shapray.network.check import disagreement
 from shapray.pruning.saved import weights_bytes
 from shapray.storage import names
@@ -108,7 +109,7 @@ def _read_weights(data: bytes, network: nn.Module) -> nn.Module:
     emptied = copy.deepcopy(network)
     for tensor in emptied.state_dict().values():
         tensor.zero_()
-    emptied.load_state_dict(safetensors.torch.load(data))
+    put_weights(emptied, safetensors.torch.load(data))
     return emptied
 
 

@@ -15,7 +15,7 @@ from shapray.credentials import is_hidden, without_credentials
 from shapray.errors import JobError
 from shapray.inputs.model import build_model
 from shapray.inputs.outputs import own
-from shapray.inputs.weights import misfits
+from shapray.inputs.weights import misfits, put_weights
 from shapray.network.cuttable import as_program
 from shapray.network.find import find_groups
 from shapray.network.surgery import prune_model
@@ -258,4 +258,4 @@ def _fill(where: str, network: nn.Module, state: Mapping[str, Tensor], factory: 
             f"{where}: its {len(state)} tensors do not fit the network that "
             f"{factory} makes, cut as planned ({len(wanted)} tensors): {'; '.join(findings)}"
         )
-    network.load_state_dict(state)
+    put_weights(network, state)

@@ -12,7 +12,7 @@ from torch import nn
 
 from shapray import zoo
 from shapray.errors import JobError
-from shapray.inputs.weights import load_weights, misfits, without_prefix
+from shapray.inputs.weights import load_weights, misfits, put_weights, without_prefix
 
 
 class Payload:
@@ -197,3 +197,20 @@ def test_credentials_are_not_shown():
     with pytest.raises(JobError) as caught:
         load_weights("nowhere://user:hunter2@host/net.pt")
     assert "hunter2" not in str(caught.value)
+
+
+class Versioned(nn.Linear):
+    """As MNASNet of torchvision, asks which version of it a state is of."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if local_metadata.get("version") not in (1, 2):
+            raise ValueError("version should be set to 1 or 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_tensors_that_fit_are_of_the_networks_own_version():
+    before, after = Versioned(3, 2), Versioned(3, 2)
+    put_weights(after, dict(before.state_dict()))
+    assert torch.equal(after.weight, before.weight)

@@ -102,7 +102,7 @@ def cut_is_masked(out: Path, family: str, images: torch.Tensor) -> None:
     """The cut network that was saved, without repair, is the whole one masked."""
     plan = json.loads((out / "prune/uniform/plan.json").read_text())
     sizes = {name: (entry["n_units"], entry["removed"]) for name, entry in plan["groups"].items()}
-    assert not [name for name, (n_units, gone) in sizes.items() if n_units >= 8 and not gone]
+    assert not [name for name, (n_units, gone) in sizes.items() if n_units >= 16 and not gone]
     whole = build_model(Model(factory="families:network", kwargs={"family": family}))
     if plan["program"]:
         whole = as_program(whole, images[:1])
