@@ -102,7 +102,10 @@ def cut_is_masked(out: Path, family: str, images: torch.Tensor) -> None:
     """The cut network that was saved, without repair, is the whole one masked."""
     plan = json.loads((out / "prune/uniform/plan.json").read_text())
     sizes = {name: (entry["n_units"], entry["removed"]) for name, entry in plan["groups"].items()}
-    assert not [name for name, (n_units, gone) in sizes.items() if n_units >= 16 and not gone]
+    blocks = pq.read_table(out / "groups.parquet").select(["group", "blocks"]).to_pylist()
+    n_blocks = {row["group"]: len(set(row["blocks"] or [0])) for row in blocks}
+    enough = [name for name, (n_units, _) in sizes.items() if n_units >= 16 * n_blocks[name]]
+    assert not [name for name in enough if not sizes[name][1]]
     whole = build_model(Model(factory="families:network", kwargs={"family": family}))
     if plan["program"]:
         whole = as_program(whole, images[:1])
