@@ -123,8 +123,9 @@ def trained(small: nn.Module, images: torch.Tensor) -> None:
     labels = torch.arange(len(images)) % 10
 
     def loss() -> torch.Tensor:
-        outputs = small(images)
-        return F.cross_entropy(outputs if isinstance(outputs, torch.Tensor) else outputs[0], labels)
+        heads = small(images)  # several while it is trained, of GoogLeNet and Inception
+        heads = [heads] if isinstance(heads, torch.Tensor) else heads
+        return torch.stack([F.cross_entropy(outputs, labels) for outputs in heads]).sum()
 
     before = loss().item()
     weights = {name: tensor.clone() for name, tensor in small.named_parameters()}
