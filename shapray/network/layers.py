@@ -1,9 +1,11 @@
 """Layers with weights, and where their channels lie in these."""
 
+from typing import TypeAlias
+
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-Layer = _ConvNd | nn.Linear
+Layer: TypeAlias = _ConvNd | nn.Linear
 """Convolutions of any kind, and linear layers."""
 
 
