@@ -119,7 +119,7 @@ def cut_is_masked(out: Path, family: str, images: torch.Tensor) -> None:
 
 
 def trained(small: nn.Module, images: torch.Tensor) -> None:
-    """A step of training changes every layer, and the loss."""
+    """A step of training reaches every layer, and changes the loss."""
     labels = torch.arange(len(images)) % 10
 
     def loss() -> torch.Tensor:
@@ -128,7 +128,6 @@ def trained(small: nn.Module, images: torch.Tensor) -> None:
         return torch.stack([F.cross_entropy(outputs, labels) for outputs in heads]).sum()
 
     before = loss().item()
-    weights = {name: tensor.clone() for name, tensor in small.named_parameters()}
     optimiser = torch.optim.SGD(small.train().parameters(), 1e-2)
     loss().backward()
     optimiser.step()
@@ -139,4 +138,4 @@ def trained(small: nn.Module, images: torch.Tensor) -> None:
         assert tensor.requires_grad, name
         assert tensor.grad is not None, name
         if tensor.ndim > 1:  # a bias may lie before a BatchNorm
-            assert not torch.equal(tensor, weights[name]), name
+            assert tensor.grad.any(), name  # a step may be less than a large weight's last digit
