@@ -23,7 +23,11 @@ STEPS = (AlongChannels, Moved, Padded, Reduced, Reshaped)
 
 def traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """A network as torch.fx traces it, down to its layers; it shares them."""
-    return fx.GraphModule(model, LayerTracer(example).trace(model), type(model).__name__)
+    graph = LayerTracer(example).trace(model)
+    # what is pickled is traced again, by a tracer of this class without arguments: torch.fx's own
+    # will do, since every module is a layer then
+    graph._tracer_cls = fx.Tracer
+    return fx.GraphModule(model, graph, type(model).__name__)
 
 
 class LayerTracer(fx.Tracer):

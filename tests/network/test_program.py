@@ -1,5 +1,7 @@
 """A network as a program: the same outputs and weights, and steps that can be cut."""
 
+import pickle
+
 import pytest
 import torch
 from mechanisms import PaddedShortcut, Shuffle
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from shapray import load_pruned
 from shapray.network.cuttable import as_program, cuttable
+from shapray.network.find import find_groups
 from shapray.network.moved import Moved
 from shapray.network.padded import Padded
 from shapray.network.program import is_program, program
@@ -42,6 +45,15 @@ def test_a_program_computes_the_same_from_the_same_weights(kind, steps):
     assert [type(m) for m in found.modules() if isinstance(m, Moved | Padded | Reduced)] == steps
     assert is_program(found) == bool(steps)
     assert not is_program(model)  # it is left as it is
+
+
+@pytest.mark.parametrize("kind", [PaddedShortcut, Shuffle, SpatialGate, GlobalResponseNorm])
+def test_a_program_goes_to_workers_as_it_is(kind):
+    found, groups = cuttable(lively(kind()), IMAGES[:1])
+    assert is_program(found)
+    arrived = pickle.loads(pickle.dumps(found))
+    assert torch.equal(arrived(IMAGES.clone()), found(IMAGES.clone()))
+    assert find_groups(arrived, IMAGES[:1]) == groups
 
 
 def test_layers_that_only_training_calls_stay():

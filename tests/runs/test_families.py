@@ -23,7 +23,9 @@ from shapray.pruning.evaluate import count_macs
 from shapray.pruning.saved import load_pruned
 from shapray.run import main
 
-LEAST = {"resnest": 0.7}  # share of the hidden units that is scored, where it is not all
+# share of the hidden units that is scored, where it is not all: of drawn weights a tail and the
+# network differ by rounding in float32, a little more than they may
+LEAST = {"inception": 0.7}
 
 
 def job(folder: Path, family: str) -> Path:
