@@ -28,7 +28,7 @@ from shapray.driver.console import PlainConsole
 from shapray.driver.group_table import groups_of
 from shapray.inputs.model import made_plain
 from shapray.inputs.outputs import own
-from shapray.network.check import check_group
+from shapray.network.check import agree, check_group
 from shapray.network.cuttable import as_program, cuttable
 from shapray.network.find import find_groups
 from shapray.network.group import Group
@@ -375,4 +375,6 @@ def _check_cut(
         reason = group.reason or check_group(whole, group, example, seed=0)
         if reason is not None:
             raise ValueError(f"cut: group '{group.name}' cannot be cut: {reason}")
+    if said := agree(whole, [(group, cut[group.name]) for group in found], example):
+        raise ValueError(f"cut: it cannot be made: {said}")
     return whole, found

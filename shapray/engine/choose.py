@@ -118,7 +118,8 @@ def check_split(split: NetworkSplit, network: Replay, folded: Replay, seed: int)
     if game.sums is not None:  # else these are the same
         kept = torch.zeros(1, len(joined) + 1, dtype=torch.bool)
         kept[:, -1] = True
-        found["multiplied"] = game.outputs(image[:1], coalitions[:1])
+        if split.parts is not None and split.parts.multiplied:
+            found["multiplied"] = game.outputs(image[:1], coalitions[:1])
         found["summed"] = game.along(image[:1], joined[None], kept)
     for way, outputs in found.items():
         if difference := disagreement(outputs, right[: len(outputs)]):
